@@ -1,0 +1,52 @@
+# Everything from a bare clone: `make demo`, `make test`. Each target installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# uv does not read pip's configuration: pass a local wheel folder on, where pip has one.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint docs bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "uv>=0.9,<0.14"
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all,dev,docs]"
+	@touch $@
+
+setup: $(STAMP) ## make .venv and install the library with all its parts
+
+demo: $(STAMP) ## federate LoRA adapters over ten clients, print and save what was gained
+	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo $(ARGS)
+	$(BIN)/fedvlm report runs/demo
+
+lint: $(STAMP) ## format, rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint ## lint, types and the fast tests
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-slow: $(STAMP) ## the long tests: Ray, SuperLink, whole federations
+	$(BIN)/pytest -m slow $(ARGS)
+
+docs: $(STAMP) ## build the documentation, warnings as errors
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(STAMP) ## every benchmark beside its peer: make bench, or make bench ARGS=aggregation
+	$(BIN)/python -m simulations.benchmarks $(or $(ARGS),all) --json runs/bench.json
+
+clean: ## remove what was built
+	rm -rf $(VENV) docs/_build runs .pytest_cache .ruff_cache .hypothesis

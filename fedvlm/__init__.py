@@ -1,0 +1,1 @@
+"""Federated fine-tuning of vision-language models whose protections are real and measured."""

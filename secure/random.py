@@ -1,0 +1,134 @@
+"""The only source of secret randomness.
+
+Keys, shares, masks and noise that is released come from here: the operating system's entropy,
+expanded by AES-256 in counter mode. Experiment seeds never reach this module; there is no seed
+argument to pass one to.
+"""
+
+import os
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from secure.errors import ParameterError
+
+KEY_BYTES = 32
+_COUNTER_START = bytes(16)
+_CHUNK = 1 << 20
+_ZEROS = memoryview(bytes(_CHUNK))
+
+
+def _fill(encryptor, out: memoryview) -> None:
+    """Write keystream over `out`, a flat byte view, in pieces that stay in the cache."""
+    for start in range(0, len(out), _CHUNK):
+        piece = out[start : start + _CHUNK]
+        encryptor.update_into(_ZEROS[: len(piece)], piece)
+
+
+def keystream(key: bytes, count: int) -> NDArray[np.uint64]:
+    """Expand a key into the first `count` 64-bit words of its AES-256-CTR keystream.
+
+    Args:
+        key: 32 bytes, used for this stream and for nothing else. NEVER REUSE A KEY: the counter
+            starts at zero, so one key gives one stream (NIST SP 800-38A, section 6.5).
+        count: Number of words, at least 0.
+
+    Returns:
+        Array of shape `(count,)`, dtype uint64, little-endian on every machine.
+
+    Raises:
+        ParameterError: The key is not 32 bytes, or `count` is negative.
+
+    Example:
+        >>> keystream(bytes(32), 1).tolist()
+        [9907545471974412508]
+    """
+    if len(key) != KEY_BYTES:
+        raise ParameterError(f"a keystream key has {KEY_BYTES} bytes, got {len(key)}")
+    if count < 0:
+        raise ParameterError(f"count must be at least 0, got {count}")
+    out = np.empty(count, dtype="<u8")
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
+    _fill(encryptor, memoryview(out).cast("B") if count else memoryview(b""))
+    return out.astype(np.uint64, copy=False)
+
+
+class SecureRandom:
+    """Secret randomness from the operating system, expanded by AES-256-CTR.
+
+    Guarantees:
+        Draws are indistinguishable from uniform to anyone who has not read this process's
+        memory, as long as AES-256 is a pseudo-random permutation. A forked child draws from a
+        stream of its own. Nothing here can be seeded, and the state can't be pickled.
+
+    Example:
+        >>> rng = SecureRandom()
+        >>> len(rng.token(16))
+        16
+    """
+
+    def __init__(self) -> None:
+        self._pid = -1
+        self._encryptor = None
+
+    def _fresh_key(self) -> bytes:
+        return os.urandom(KEY_BYTES)
+
+    def _stream(self):
+        # A fork copies the counter: without this, parent and child would draw the same secrets.
+        if self._pid != os.getpid():
+            self._encryptor = Cipher(
+                algorithms.AES(self._fresh_key()), modes.CTR(_COUNTER_START)
+            ).encryptor()
+            self._pid = os.getpid()
+        return self._encryptor
+
+    def token(self, size: int) -> bytes:
+        """Return `size` secret bytes, for keys and seeds."""
+        if size < 0:
+            raise ParameterError(f"size must be at least 0, got {size}")
+        out = bytearray(size)
+        _fill(self._stream(), memoryview(out))
+        return bytes(out)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """Return `count` uniform 64-bit words: shape `(count,)`, dtype uint64."""
+        if count < 0:
+            raise ParameterError(f"count must be at least 0, got {count}")
+        out = np.empty(count, dtype=np.uint64)
+        if count:
+            _fill(self._stream(), memoryview(out).cast("B"))
+        return out
+
+    def below(self, bound: int, count: int) -> NDArray[np.uint64]:
+        """Return `count` integers, uniform on `[0, bound)` without modulo bias.
+
+        Args:
+            bound: Between 1 and 2^64.
+            count: Number of draws.
+
+        Returns:
+            Array of shape `(count,)`, dtype uint64.
+
+        Raises:
+            ParameterError: `bound` is out of range.
+        """
+        if not 1 <= bound <= 1 << 64:
+            raise ParameterError(f"bound must be in [1, 2^64], got {bound}")
+        if bound & (bound - 1) == 0:
+            return self.words(count) & np.uint64(bound - 1)
+        # Rejection: keep words under the largest multiple of `bound` that fits in 64 bits.
+        limit = np.uint64((1 << 64) - (1 << 64) % bound - 1)
+        kept = np.empty(0, dtype=np.uint64)
+        while len(kept) < count:
+            draw = self.words(count - len(kept) + 16)
+            kept = np.concatenate([kept, draw[draw <= limit]])
+        return kept[:count] % np.uint64(bound)
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """Return `count` floats uniform on `[0, 1)` in steps of 2^-53: shape `(count,)`."""
+        return (self.words(count) >> np.uint64(11)) * (1.0 / (1 << 53))
+
+    def __reduce__(self):
+        raise TypeError("SecureRandom can't be pickled: each process draws its own secrets")

@@ -1,0 +1,1 @@
+"""Experiments that use both `fedvlm` and `secure`."""

@@ -1,0 +1,85 @@
+"""The secret source: published vectors, range, fork safety."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from scipy import stats
+
+from secure.errors import ParameterError
+from secure.random import SecureRandom, keystream
+
+
+def test_keystream_is_aes_256_ctr():
+    key = bytes(range(32))
+    reference = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(800))
+    assert keystream(key, 100).astype("<u8").tobytes() == reference
+
+
+def test_keystream_nist_vector():
+    # FIPS 197, appendix C.3: AES-256 of 00112233…ff under the key 000102…1f.
+    key = bytes(range(32))
+    block = bytes.fromhex("00112233445566778899aabbccddeeff")
+    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    assert encryptor.update(block).hex() == "8ea2b7ca516745bfeafc49904b496089"
+    zero = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(bytes(16))
+    assert keystream(key, 2).astype("<u8").tobytes() == zero
+
+
+def test_keystream_spans_chunks_without_a_seam():
+    key = bytes(32)
+    words = keystream(key, (1 << 17) + 5)
+    assert np.array_equal(words[:9], keystream(key, 9))
+    assert len(np.unique(words)) == len(words)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(16), bytes(33)])
+def test_keystream_refuses_a_key_of_another_length(key):
+    with pytest.raises(ParameterError, match="32 bytes"):
+        keystream(key, 1)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 255, 256, 1 << 40, (1 << 63) + 1, 1 << 64])
+def test_below_stays_below(bound):
+    draw = SecureRandom().below(bound, 2000)
+    assert draw.dtype == np.uint64
+    assert int(draw.max()) < bound
+
+
+def test_below_is_uniform():
+    # False-alarm rate 1e-6 by construction.
+    counts = np.bincount(SecureRandom().below(10, 100_000).astype(int), minlength=10)
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_uniform_is_uniform():
+    assert stats.kstest(SecureRandom().uniform(100_000), "uniform").pvalue > 1e-6
+
+
+def test_below_refuses_bad_bounds():
+    for bound in (0, -1, (1 << 64) + 1):
+        with pytest.raises(ParameterError):
+            SecureRandom().below(bound, 1)
+
+
+def test_two_sources_differ():
+    assert SecureRandom().token(32) != SecureRandom().token(32)
+
+
+def test_a_forked_child_draws_its_own_secrets():
+    rng = SecureRandom()
+    rng.token(1)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, rng.token(32))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reader, 32) != rng.token(32)
+
+
+def test_it_cannot_be_pickled():
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(SecureRandom())
