@@ -42,7 +42,7 @@ def keystream(key: bytes, count: int) -> NDArray[np.uint64]:
 
     Example:
         >>> keystream(bytes(32), 1).tolist()
-        [9907545471974412508]
+        [9910523521560253916]
     """
     if len(key) != KEY_BYTES:
         raise ParameterError(f"a keystream key has {KEY_BYTES} bytes, got {len(key)}")
@@ -50,7 +50,7 @@ def keystream(key: bytes, count: int) -> NDArray[np.uint64]:
         raise ParameterError(f"count must be at least 0, got {count}")
     out = np.empty(count, dtype="<u8")
     encryptor = Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
-    _fill(encryptor, memoryview(out).cast("B") if count else memoryview(b""))
+    _fill(encryptor, out.view(np.uint8).data)
     return out.astype(np.uint64, copy=False)
 
 
@@ -97,8 +97,7 @@ class SecureRandom:
         if count < 0:
             raise ParameterError(f"count must be at least 0, got {count}")
         out = np.empty(count, dtype=np.uint64)
-        if count:
-            _fill(self._stream(), memoryview(out).cast("B"))
+        _fill(self._stream(), out.view(np.uint8).data)
         return out
 
     def below(self, bound: int, count: int) -> NDArray[np.uint64]:
@@ -128,7 +127,7 @@ class SecureRandom:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return `count` floats uniform on `[0, 1)` in steps of 2^-53: shape `(count,)`."""
-        return (self.words(count) >> np.uint64(11)) * (1.0 / (1 << 53))
+        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def __reduce__(self):
         raise TypeError("SecureRandom can't be pickled: each process draws its own secrets")
