@@ -1,0 +1,191 @@
+"""The configuration of a federation: one frozen, flat dataclass, read from TOML or run config."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fedvlm.adapters.spec import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.errors import ConfigError
+from fedvlm.training.settings import LocalSettings
+
+_CHOICES = {
+    "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
+    "membership": ("all", "half"),
+    "adapter": ("lora", "ffa-lora", "prompt", "feature"),
+    "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
+    "protect": ("plain",),
+}
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Everything that decides the result of a federation.
+
+    Attributes:
+        data: "emoji", or the path of a folder with images and captions.
+        model: "embedded", or a folder or hub name of a CLIP, SigLIP or SigLIP 2.
+        seed: Seed of the experiment, at least 0. Secrets never depend on it.
+        clients: Number of clients, at least 2.
+        partition: How pairs are dealt out: designer-topic, dirichlet, iid, quantity.
+        alpha: Concentration of the Dirichlet draws, above 0; small is skewed.
+        membership: "all", or "half": each pair is a member by a fair coin, for audits.
+        adapter: lora, ffa-lora, prompt or feature.
+        rank: Rank of the LoRA factors.
+        lora_alpha: LoRA's scale is lora_alpha / rank.
+        targets: Regular expression over module names for LoRA.
+        tokens: Context tokens of the prompt adapter.
+        rounds: Number of rounds, at least 1.
+        fraction: Share of clients in each round, in (0, 1].
+        local_epochs: Passes of a client over its data in a round.
+        batch_size: Pairs a step, at least 2.
+        learning_rate: The adapter's rate in the first round; it falls linearly to a tenth.
+        proximal_mu: Weight of FedProx's term, 0 for none.
+        server_optimizer: fedavg, fedavgm or fedadam.
+        server_learning_rate: The server's rate; ignored by fedavg.
+        server_momentum: Momentum of fedavgm, in [0, 1).
+        protect: How updates are summed: plain.
+        references: Whether to compute zero-shot, local-only and central beside the federation.
+        reference_epochs: Passes of the local-only and the central reference over their data.
+        transcript: Whether to keep what each party saw, for an audit.
+        workers: Clients that train at the same time, 0 for one a core. Does not change a result.
+    """
+
+    data: str = "emoji"
+    model: str = "embedded"
+    seed: int = 0
+    clients: int = 10
+    partition: str = "designer-topic"
+    alpha: float = 0.3
+    membership: str = "all"
+    adapter: str = "lora"
+    rank: int = 16
+    lora_alpha: int = 32
+    targets: str = DEFAULT_TARGETS
+    tokens: int = 4
+    rounds: int = 10
+    fraction: float = 1.0
+    local_epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 8e-3
+    proximal_mu: float = 0.0
+    server_optimizer: str = "fedavg"
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.9
+    protect: str = "plain"
+    references: bool = True
+    reference_epochs: int = 10
+    transcript: bool = False
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}"
+                )
+        for key, least in (("seed", 0), ("rounds", 1), ("clients", 2), ("reference_epochs", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} must be at least {least}; got {getattr(self, key)}")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction must be in (0, 1]; got {self.fraction}")
+        if self.alpha <= 0 or self.server_learning_rate <= 0 or self.workers < 0:
+            raise ConfigError(
+                "alpha and server_learning_rate must be above 0, and workers at least 0; got "
+                f"{self.alpha}, {self.server_learning_rate} and {self.workers}"
+            )
+        if not 0 <= self.server_momentum < 1:
+            raise ConfigError(f"server_momentum must be in [0, 1); got {self.server_momentum}")
+        self.adapter_spec()
+        self.local_settings(1)
+
+    def adapter_spec(self) -> AdapterSpec:
+        """Return the adapter's kind and size."""
+        return AdapterSpec(self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens)
+
+    def local_settings(self, server_round: int) -> LocalSettings:
+        """Return how a client trains in a round, counted from 1: the rate falls to a tenth."""
+        done = (server_round - 1) / self.rounds
+        return LocalSettings(
+            epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate * (1 - 0.9 * done),
+            proximal_mu=self.proximal_mu,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by name."""
+        return asdict(self)
+
+    def to_run_config(self) -> dict[str, Any]:
+        """Return every setting as Flower's run config names it, with hyphens."""
+        return {key.replace("_", "-"): value for key, value in self.to_dict().items()}
+
+
+def _convert(key: str, value: Any, like: Any) -> Any:
+    """Convert a value to the type of the default, or say what was wrong with it."""
+    kind = type(like)
+    if isinstance(value, str) and kind is not str:
+        text = value.strip().lower()
+        if kind is bool and text in ("true", "false"):
+            return text == "true"
+        try:
+            if kind in (int, float):
+                return kind(text)
+        except ValueError:
+            pass
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise ConfigError(f"{key} must be of type {kind.__name__}; got {value!r}")
+
+
+def config_from(
+    settings: Mapping[str, Any], base: SimulationConfig | None = None
+) -> SimulationConfig:
+    """Build a configuration from settings by name, over a base.
+
+    Args:
+        settings: Name → value; hyphens count as underscores, and text is converted.
+        base: What holds where `settings` says nothing; the defaults where None.
+
+    Raises:
+        ConfigError: An unknown name (the message suggests the nearest), a value of another type
+            or out of its range.
+
+    Example:
+        >>> config_from({"rounds": "3", "proximal-mu": 0.1}).rounds
+        3
+    """
+    base = base or SimulationConfig()
+    known = [field.name for field in fields(SimulationConfig)]
+    changes = {}
+    for given, value in settings.items():
+        key = given.replace("-", "_")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown configuration key {given!r}{hint}")
+        changes[key] = _convert(key, value, getattr(base, key))
+    return replace(base, **changes)
+
+
+def load_config(path: Path, base: SimulationConfig | None = None) -> SimulationConfig:
+    """Read a configuration from a TOML file of flat keys.
+
+    Raises:
+        ConfigError: The file is missing, isn't TOML, or holds a wrong setting.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return config_from(settings, base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

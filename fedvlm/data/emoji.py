@@ -1,0 +1,224 @@
+"""The embedded data set: the same concepts drawn by six designers, with their CLDR captions.
+
+Domain = designer, topic = CLDR group. The artwork is not part of this project: it is brought as
+pinned npm packages, rendered here, and cached (`fedvlm data info` shows licences and authors).
+"""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from fedvlm.data._packages import CAPTIONS, PACKAGES, STYLES, Package
+from fedvlm.data.dataset import ImageTextData
+from fedvlm.data.fetch import fetch, read_json
+from fedvlm.errors import DataError
+from fedvlm.files import cache_dir, whole_file
+
+IMAGE_SIZE = 96
+RECIPE = 2  # raise it when rendering changes: the cache is then made anew
+_SKIPPED_GROUPS = ("component", "flags")
+_INDEX = "pairs.json"
+
+Progress = Callable[[str, int, int], None]
+
+
+def quiet(task: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True)
+class _Concept:
+    code: str
+    caption: str
+    topic: str
+
+
+def _normalise(code: str) -> str:
+    """Drop the variation selectors, which some designers write and others don't."""
+    return "-".join(p for p in code.upper().split("-") if p not in ("FE0F", "FE0E"))
+
+
+def _is_public(code: str) -> bool:
+    """Say whether a concept belongs to the public half, on which the model was pretrained.
+
+    Decided by a hash and not by a seed: the shipped checkpoint and every split must agree.
+    """
+    return hashlib.sha256(f"fedvlm public {code}".encode()).digest()[0] < 128
+
+
+def _concepts(tarball: Path) -> list[_Concept]:
+    rows = read_json(tarball, "package/en/data.json")
+    groups = read_json(tarball, "package/en/messages.json")["groups"]
+    topics = {group["order"]: group["message"] for group in groups}
+    skipped = {group["order"] for group in groups if group["key"] in _SKIPPED_GROUPS}
+    return [
+        _Concept(_normalise(row["hexcode"]), row["label"].lower(), topics[row["group"]])
+        for row in sorted(rows, key=lambda row: row.get("order", 0))
+        if row.get("group") is not None and row["group"] not in skipped
+    ]
+
+
+def _icon_names(tarballs: dict[str, Path]) -> dict[str, list[str]]:
+    """Map a code point to the names that any of the sets gives it (two sets ship no map)."""
+    names: dict[str, list[str]] = {}
+    for tarball in tarballs.values():
+        for code, name in read_json(tarball, "package/chars.json").items():
+            known = names.setdefault(_normalise(code), [])
+            if name not in known:
+                known.append(name)
+    return names
+
+
+def _svg(icons: dict, name: str) -> str | None:
+    """Return the drawing of an icon or of the icon that it is an alias of."""
+    seen = set()
+    while name not in icons["icons"]:
+        if name in seen or name not in icons.get("aliases", {}):
+            return None
+        seen.add(name)
+        name = icons["aliases"][name]["parent"]
+    icon = icons["icons"][name]
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
+
+
+def _render(svgs: list[str]) -> list[bytes]:
+    """Render drawings to PNG on white. Runs in a worker process: resvg keeps the GIL."""
+    import resvg_py
+
+    return [
+        resvg_py.svg_to_bytes(
+            svg_string=svg,
+            background="#ffffff",
+            width=IMAGE_SIZE,
+            height=IMAGE_SIZE,
+            skip_system_fonts=True,
+        )
+        for svg in svgs
+    ]
+
+
+def _is_blank(png: bytes) -> bool:
+    from PIL import Image
+
+    low, high = Image.open(io.BytesIO(png)).convert("L").getextrema()
+    return low == high  # pyright: ignore[reportOperatorIssue]
+
+
+def _drawings(progress: Progress) -> list[tuple[_Concept, Package, str]]:
+    tarballs = {}
+    for done, package in enumerate(PACKAGES):
+        progress("download", done, len(PACKAGES))
+        tarballs[package.name] = fetch(package)
+    progress("download", len(PACKAGES), len(PACKAGES))
+    concepts = _concepts(tarballs[CAPTIONS.name])
+    names = _icon_names({style.name: tarballs[style.name] for style in STYLES})
+    found = []
+    for style in STYLES:
+        icons = read_json(tarballs[style.name], "package/icons.json")
+        for concept in concepts:
+            # Where no set maps the code point, the CLDR label itself is the usual icon name.
+            fallback = re.sub(r"[^a-z0-9]+", "-", concept.caption).strip("-")
+            for name in (*names.get(concept.code, ()), fallback):
+                svg = _svg(icons, name)
+                if svg is not None:
+                    found.append((concept, style, svg))
+                    break
+    return found
+
+
+def _build(path: Path, progress: Progress) -> None:
+    """Render every pair and write the archive: images as PNG and one JSON index."""
+    try:
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            'resvg-py is not installed; install it with: pip install "fedvlm[embedded]"'
+        ) from error
+    drawings = _drawings(progress)
+    chunk = 64
+    chunks = [
+        [svg for _, _, svg in drawings[start : start + chunk]]
+        for start in range(0, len(drawings), chunk)
+    ]
+    pngs: list[bytes] = []
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for rendered in pool.map(_render, chunks):
+            pngs += rendered
+            progress("render", len(pngs), len(drawings))
+    rows, blobs, seen = [], [], set()
+    for (concept, style, _), png in zip(drawings, pngs, strict=True):
+        # Designers reuse one drawing for several code points: keep the first of them only.
+        key = (style.domain, hashlib.sha256(png).digest())
+        if key in seen or _is_blank(png):
+            continue
+        seen.add(key)
+        rows.append([concept.code, concept.caption, concept.topic, style.domain])
+        blobs.append(png)
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for row, png in zip(rows, blobs, strict=True):
+            archive.writestr(f"{row[3]}/{row[0].lower()}.png", png)
+        archive.writestr(_INDEX, json.dumps({"size": IMAGE_SIZE, "pairs": rows}))
+
+
+def _read(path: Path) -> ImageTextData:
+    with zipfile.ZipFile(path) as archive:
+        rows = json.loads(archive.read(_INDEX))["pairs"]
+        encoded = [archive.read(f"{row[3]}/{row[0].lower()}.png") for row in rows]
+    domain_names = tuple(style.domain for style in STYLES)
+    topic_names = tuple(dict.fromkeys(row[2] for row in rows))
+    concepts = {code: number for number, code in enumerate(dict.fromkeys(r[0] for r in rows))}
+    return ImageTextData(
+        name="emoji",
+        encoded=encoded,
+        captions=tuple(row[1] for row in rows),
+        concepts=np.array([concepts[row[0]] for row in rows]),
+        domains=np.array([domain_names.index(row[3]) for row in rows]),
+        topics=np.array([topic_names.index(row[2]) for row in rows]),
+        public=np.array([_is_public(row[0]) for row in rows]),
+        domain_names=domain_names,
+        topic_names=topic_names,
+    )
+
+
+def archive_path() -> Path:
+    """Return where the rendered set is cached; the name changes with packages and recipe."""
+    recipe = json.dumps([RECIPE, IMAGE_SIZE, [package.sha256 for package in PACKAGES]])
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return cache_dir() / f"emoji-{IMAGE_SIZE}px-{digest}.zip"
+
+
+def load_emoji(progress: Progress = quiet) -> ImageTextData:
+    """Load the embedded set, downloading and rendering it the first time.
+
+    Args:
+        progress: Called with (task, done, total) during the first time's work.
+
+    Returns:
+        About 8,700 pairs of 1,600 concepts, six domains and eight topics.
+
+    Raises:
+        DataError: No network at the first time, or a disk that can't be written.
+    """
+    path = archive_path()
+    if path.exists():
+        try:
+            return _read(path)
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, EOFError):
+            path.unlink(missing_ok=True)  # a broken cache is made anew
+    _build(path, progress)
+    return _read(path)

@@ -1,0 +1,111 @@
+"""A run that was interrupted goes on: the global adapter, the strategy's state, the history."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedvlm.config import SimulationConfig
+from fedvlm.errors import ConfigError, IntegrityError
+from fedvlm.federation.client_app import VECTOR
+from fedvlm.files import whole_file
+
+FILE = "checkpoint.npz"
+_FREE = ("workers", "transcript", "references", "reference_epochs")
+# What Flower's strategies keep between rounds, by attribute.
+_MOMENTS = ("m_t", "v_t")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after a round.
+
+    Attributes:
+        vector: Shape (P,), float32: the global adapter.
+        schema: Hash of the adapter's schema.
+        rounds: The history so far, one entry a round; entry 0 is before training.
+        config: The configuration that the run was started with.
+        state: The server optimiser's moments, by name.
+    """
+
+    vector: NDArray[np.float32]
+    schema: str
+    rounds: list[dict[str, Any]]
+    config: dict[str, Any]
+    state: dict[str, NDArray]
+
+    @property
+    def rounds_done(self) -> int:
+        """Number of rounds behind this checkpoint."""
+        return len(self.rounds) - 1
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint into a folder, whole or not at all."""
+        text = json.dumps({"schema": self.schema, "rounds": self.rounds, "config": self.config})
+        state = {f"state_{name}": value for name, value in self.state.items()}
+        with whole_file(folder / FILE) as temporary, temporary.open("wb") as file:
+            np.savez(file, vector=self.vector, text=np.array(text), **state)  # pyright: ignore
+
+    @classmethod
+    def load(cls, folder: Path, config: SimulationConfig, schema: str) -> "Checkpoint":
+        """Read the checkpoint of a folder for a run of the same configuration.
+
+        Raises:
+            ConfigError: There is none, or it belongs to another configuration.
+            IntegrityError: It is broken, or holds an adapter of another schema.
+        """
+        path = folder / FILE
+        if not path.exists():
+            raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                text = json.loads(str(archive["text"]))
+                state = {k[6:]: archive[k] for k in archive.files if k.startswith("state_")}
+                found = cls(
+                    archive["vector"], text["schema"], text["rounds"], text["config"], state
+                )
+        except Exception as error:  # zipfile, NumPy and json each raise their own
+            raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+        if found.schema != schema:
+            raise IntegrityError(
+                f"{path} holds an adapter of another schema: {found.schema[:12]}…, "
+                f"expected {schema[:12]}…"
+            )
+        now = config.to_dict()
+        changed = [key for key in now if key not in _FREE and found.config.get(key) != now[key]]
+        if changed:
+            raise ConfigError(
+                f"{folder} was started with another configuration ({', '.join(changed)}); "
+                "resume with the same one, or start in another folder"
+            )
+        return found
+
+
+def optimizer_state(strategy: Strategy) -> dict[str, NDArray]:
+    """Return what a Flower strategy keeps between rounds."""
+    state = {}
+    for name in _MOMENTS:
+        moments = getattr(strategy, name, None)
+        if moments:
+            state[name] = moments[VECTOR]
+    momentum = getattr(strategy, "momentum_vector", None)
+    if momentum is not None:
+        state["momentum_vector"] = momentum[0]
+    return state
+
+
+def restore_optimizer(
+    strategy: Strategy, state: dict[str, NDArray], vector: NDArray[np.float32]
+) -> None:
+    """Give a Flower strategy back what it kept between rounds."""
+    for name in _MOMENTS:
+        if name in state:
+            setattr(strategy, name, {VECTOR: state[name]})
+    if "momentum_vector" in state:
+        strategy.momentum_vector = [state["momentum_vector"]]  # pyright: ignore
+        strategy.current_arrays = ArrayRecord({VECTOR: Array(vector)})  # pyright: ignore

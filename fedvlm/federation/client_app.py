@@ -1,0 +1,55 @@
+"""The client: trains the adapter on its own pairs and returns it as one vector."""
+
+import time
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedvlm.config import config_from
+from fedvlm.errors import IntegrityError
+from fedvlm.federation.task import load_task
+
+VECTOR = "adapter"
+
+app = ClientApp()
+
+
+def _run_config(context: Context) -> dict:
+    """Return the settings of the run config that belong to the federation."""
+    return {key: value for key, value in context.run_config.items() if key != "out"}
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train for one round.
+
+    The message carries the adapter as one float32 array, its schema hash and the round; so does
+    the reply, with the number of examples and the mean loss beside it.
+
+    Raises:
+        IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
+    """
+    start = time.perf_counter()
+    # One thread a client: a result must not depend on how many cores there are.
+    torch.set_num_threads(1)
+    task = load_task(config_from(_run_config(context)))
+    client = int(context.node_config["partition-id"])
+    settings = message.content["config"]
+    arrays = message.content["arrays"]
+    if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
+        raise IntegrityError("the message to train has no arrays or no config")
+    task.view.write(arrays[VECTOR].numpy(), str(settings["schema"]))
+    loss = task.train(client, int(settings["server-round"]))  # pyright: ignore[reportArgumentType]
+    metrics = {
+        "num-examples": len(task.splits.clients[client]),
+        "train-loss": loss,
+        "client-seconds": time.perf_counter() - start,
+    }
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(task.view.read())}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+    return Message(content, reply_to=message)

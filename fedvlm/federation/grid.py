@@ -1,0 +1,125 @@
+"""Flower's `Grid` in one process: no Ray, no network, no SuperLink.
+
+Messages are copied on their way in and out, so that no two parties share memory, and each node
+keeps its own `Context`, as in a deployment.
+"""
+
+import copy
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+_RUN_ID = 1
+_SERVER = 0
+_CLIENT_FAILED = 2  # what Flower reports for a client app that raised
+
+ClientFn = Callable[[Message, Context], Message]
+
+
+class InProcessGrid(Grid):
+    """A grid whose nodes are threads of this process.
+
+    Args:
+        client_app: Flower's `ClientApp`, or any function of message and context.
+        nodes: Number of nodes; node k has `partition-id` k − 1.
+        run_config: Run config that every node's context carries.
+        workers: Clients handled at the same time, 0 for one a core. Replies come back in the
+            order of the messages, so that this does not change a result.
+
+    Example:
+        >>> grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), nodes=2)
+        >>> message = Message(RecordDict(), dst_node_id=1, message_type="train")
+        >>> [reply.metadata.src_node_id for reply in grid.send_and_receive([message])]
+        [1]
+    """
+
+    def __init__(
+        self,
+        client_app: ClientFn,
+        nodes: int,
+        run_config: dict[str, Any] | None = None,
+        workers: int = 1,
+    ) -> None:
+        # Messages ask for the identity of the process's task, which SuperLink would have set.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER, 1
+        self._client_app = client_app
+        self._workers = workers or os.cpu_count() or 1
+        self._numbers = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+        self._run = SimpleNamespace(run_id=_RUN_ID)
+        self._locks = {node: threading.Lock() for node in range(1, nodes + 1)}
+        self.contexts = {
+            node: Context(
+                run_id=_RUN_ID,
+                node_id=node,
+                node_config={"partition-id": node - 1, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for node in range(1, nodes + 1)
+        }
+        self.errors: dict[int, Exception] = {}
+
+    def set_run(self, run: Any) -> None:
+        """Set the run that this grid belongs to."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """The run that this grid belongs to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes' numbers, from 1."""
+        return list(self.contexts)
+
+    def _handle(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        try:
+            with self._locks[node]:  # a node handles one message at a time, as a SuperNode does
+                reply = self._client_app(copy.deepcopy(message), self.contexts[node])
+        except Exception as error:
+            # As over a network: the server learns that the client failed, and not why.
+            self.errors[node] = error
+            return Message(Error(_CLIENT_FAILED, "client app failed"), reply_to=message)
+        return copy.deepcopy(reply)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver messages and keep the replies; returns the messages' ids."""
+        batch = list(messages)
+        for message in batch:
+            message.metadata.__dict__["_message_id"] = f"m{next(self._numbers)}"
+        with ThreadPoolExecutor(max_workers=self._workers) as pool:
+            replies = list(pool.map(self._handle, batch))
+        ids = [message.metadata.message_id for message in batch]
+        self._replies.update(zip(ids, replies, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Deliver messages and return the replies, in the messages' order."""
+        return self.pull_messages(self.push_messages(messages))

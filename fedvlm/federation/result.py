@@ -1,0 +1,85 @@
+"""What a run found: frozen, JSON, self-describing; tables and plots are rebuilt from it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedvlm.errors import ConfigError
+from fedvlm.files import write_text
+
+_PACKAGES = ("fedvlm", "torch", "flwr", "transformers", "peft", "numpy")
+FILE = "result.json"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a result."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a run.
+
+    Attributes:
+        summary: One-of-100 retrieval as fractions: `zero_shot`, `local_only`, `local_only_best`,
+            `federated`, `central` on the test part; `ood_*`, `withheld_*`, `retention_*` likewise.
+            A reference that was not asked for is None.
+        rounds: One entry a round: `round`, every metric, bytes and seconds.
+        privacy: `unit`, `epsilon`, `delta`, `noise_multiplier`, or None without DP.
+        protection: `name`, `mode`, `parameters` of how updates were summed.
+        leakage: Rows `vantage`, `attack`, `auc`, …, filled in by an audit.
+        config: Every setting.
+        versions: Versions of the packages that decide a result.
+        seed: The experiment's seed.
+        data: Name, number of pairs, fingerprints of data and splits, pairs per client.
+        adapter: Kind, number of trained parameters, schema hash.
+        seconds: Wall time by phase.
+    """
+
+    summary: dict[str, float | None]
+    rounds: list[dict[str, Any]]
+    privacy: dict[str, Any] | None
+    protection: dict[str, Any]
+    leakage: list[dict[str, Any]]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    data: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the result as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def save(self, folder: Path) -> Path:
+        """Write `result.json` into a folder, whole or not at all; returns its path."""
+        path = folder / FILE
+        write_text(path, self.to_json() + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result":
+        """Read the result of a run's folder, or a result file itself.
+
+        Raises:
+            ConfigError: There is none, or it can't be read.
+        """
+        path = folder / FILE if folder.is_dir() else folder
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"no result at {path}: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is not a result of this library: {error}") from error
+
+    def without_times(self) -> dict[str, Any]:
+        """Return the result less what depends on the clock and the machine's load."""
+        out = asdict(self)
+        out.pop("seconds")
+        for entry in out["rounds"]:
+            for key in [key for key in entry if key.endswith("_seconds")]:
+                entry.pop(key)
+        return out

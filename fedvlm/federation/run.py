@@ -1,0 +1,177 @@
+"""A federation from start to result, on whatever grid it is given."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedvlm.adapters import save_adapter
+from fedvlm.config import SimulationConfig
+from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
+from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.protection import protected
+from fedvlm.federation.references import reference_lines
+from fedvlm.federation.result import Result, versions
+from fedvlm.federation.strategy import FederationStrategy, inner_strategy
+from fedvlm.federation.task import Progress, Task, load_task, quiet
+from fedvlm.federation.transcript import Transcript
+
+OnRound = Callable[[dict[str, Any]], None]
+
+
+def _ignore(entry: dict[str, Any]) -> None:
+    """Do nothing with a round's entry."""
+
+
+def _federate(
+    grid: Grid,
+    task: Task,
+    out: Path | None,
+    resume: bool,
+    on_round: OnRound,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the rounds; returns the history (entry 0 is before training) and the protection."""
+    config, view = task.config, task.view
+    inner = inner_strategy(config)
+    history: list[dict[str, Any]] = []
+    vector = view.read()
+    if resume and out is not None:
+        checkpoint = Checkpoint.load(out, config, view.schema)
+        history, vector = checkpoint.rounds, checkpoint.vector
+        restore_optimizer(inner, checkpoint.state, vector)
+        for entry in history:
+            on_round(entry)
+    done = max(0, len(history) - 1)
+    keep = out is not None and config.transcript
+    transcript = Transcript(out, config.protect, view.schema) if keep and out else None
+    protection = protected(inner, config)
+    strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        number = server_round + done
+        if number < len(history):  # a resumed run has this round already
+            return None
+        view.write(arrays[VECTOR].numpy())
+        entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
+        if number:
+            entry |= asdict(strategy.costs[number]) | protection.round_report(number)
+        history.append(entry)
+        if out is not None:
+            state = optimizer_state(inner)
+            Checkpoint(view.read(), view.schema, history, config.to_dict(), state).save(out)
+        on_round(entry)
+        return None
+
+    if done < config.rounds:
+        # Flower logs each step at INFO; our own progress says it shorter.
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        strategy.start(
+            grid,
+            ArrayRecord({VECTOR: Array(vector)}),
+            num_rounds=config.rounds - done,
+            train_config=ConfigRecord(),
+            evaluate_fn=evaluate,
+        )
+    else:
+        view.write(vector)
+    return history, protection.describe()
+
+
+def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str, float | None]:
+    first, last = history[0], history[-1]
+    summary: dict[str, float | None] = {
+        "zero_shot": first["test_one_of_100"],
+        "local_only": lines.get("local_only"),
+        "local_only_best": lines.get("local_only_best"),
+        "federated": last["test_one_of_100"],
+        "central": lines.get("central"),
+    }
+    for part in ("ood", "withheld", "retention"):
+        key = f"{part}_one_of_100"
+        summary[f"{part}_zero_shot"] = first.get(key)
+        summary[f"{part}_federated"] = last.get(key)
+    summary["ood_central"] = lines.get("ood_central")
+    return summary
+
+
+def run_federation(
+    grid: Grid,
+    config: SimulationConfig,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: Progress = quiet,
+    on_round: OnRound = _ignore,
+) -> Result:
+    """Federate an adapter over the clients behind a grid.
+
+    Args:
+        grid: Flower's grid: in process, Ray's, or a SuperLink's.
+        config: What to run.
+        out: Folder for checkpoint, adapter, transcript and result; None keeps nothing.
+        resume: Go on from the checkpoint in `out`.
+        progress: Called with (task, done, total) during preparation.
+        on_round: Called with each round's entry as soon as it is known.
+
+    Returns:
+        The result, also written to `out/result.json`.
+
+    Raises:
+        ConfigError: The configuration doesn't fit the data, or there is nothing to resume.
+        ProtocolError: A round could not be finished.
+    """
+    start = time.perf_counter()
+    task = load_task(config, progress)
+    fresh = task.view.read()
+    ready = time.perf_counter()
+    history, protection = _federate(grid, task, out, resume, on_round)
+    federated = time.perf_counter()
+    final = task.view.read()
+    lines: dict[str, float] = {}
+    if config.references:
+        task.view.write(fresh)
+        lines = reference_lines(task, progress)
+        task.view.write(final)
+    referenced = time.perf_counter()
+    result = Result(
+        summary=_summary(history, lines),
+        rounds=history,
+        privacy=None,
+        protection=protection,
+        leakage=[],
+        config=config.to_dict(),
+        versions=versions(),
+        seed=config.seed,
+        data={
+            "name": task.data.name,
+            "pairs": len(task.data),
+            "fingerprint": task.data.fingerprint,
+            "splits": task.splits.fingerprint,
+            "client_pairs": [len(part) for part in task.splits.clients],
+            "client_domains": [
+                [task.data.domain_names[d] for d in np.unique(task.data.domains[part])]
+                for part in task.splits.clients
+            ],
+            "parts": {name: len(part) for name, part in task.parts.items()},
+        },
+        adapter={
+            "kind": config.adapter,
+            "parameters": task.view.size,
+            "schema": task.view.schema,
+        },
+        seconds={
+            "prepare": ready - start,
+            "federate": federated - ready,
+            "references": referenced - federated,
+        },
+    )
+    if out is not None:
+        save_adapter(task.model.vlm, config.adapter_spec(), out / "adapter")
+        result.save(out)
+    return result

@@ -1,0 +1,50 @@
+"""A federation in this process."""
+
+from pathlib import Path
+
+from fedvlm.config import SimulationConfig
+from fedvlm.federation.client_app import app
+from fedvlm.federation.grid import InProcessGrid
+from fedvlm.federation.result import Result
+from fedvlm.federation.run import OnRound, _ignore, run_federation
+from fedvlm.federation.task import Progress, quiet
+
+
+def simulate(
+    config: SimulationConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = quiet,
+    on_round: OnRound = _ignore,
+) -> Result:
+    """Federate an adapter over simulated clients, all in this process.
+
+    The clients are Flower `ClientApp`s that see only their own pairs and their messages; the
+    grid between them is this process. It is a simulation: everybody's data is on one machine.
+
+    Args:
+        config: What to run; the defaults where None.
+        out: Folder for checkpoint, adapter, transcript and result; None keeps nothing.
+        resume: Go on from the checkpoint in `out`.
+        progress: Called with (task, done, total) during preparation.
+        on_round: Called with each round's entry as soon as it is known.
+
+    Returns:
+        The result.
+
+    Raises:
+        FedVLMError: See `run_federation`.
+    """
+    config = config or SimulationConfig()
+    grid = InProcessGrid(app, config.clients, config.to_run_config(), config.workers)
+    folder = Path(out) if out is not None else None
+    try:
+        return run_federation(
+            grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
+        )
+    except Exception as error:
+        # In a deployment the reason stays with the client; in one process it is ours to show.
+        if grid.errors:
+            raise next(iter(grid.errors.values())) from error
+        raise

@@ -1,0 +1,218 @@
+"""What this library adds around any Flower strategy.
+
+Flower's strategies aggregate; `FederationStrategy` wraps one of them and makes a round
+reproducible (clients drawn by the experiment's seed, replies summed in an order of their own),
+resumable (rounds counted on from a checkpoint) and accounted for (bytes, seconds, losses).
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
+
+from fedvlm.config import SimulationConfig
+from fedvlm.errors import DropoutError, IntegrityError
+from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.transcript import Transcript
+from fedvlm.seeds import ExperimentSeed
+
+MIN_CLIENTS = 2
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """What a round cost.
+
+    Attributes:
+        clients: Clients whose update counted.
+        upload_bytes_per_client: Mean size of a client's reply, payload only.
+        download_bytes_per_client: Size of the message to a client, payload only.
+        client_seconds: Mean time that a client took; None where it isn't told in clear.
+        server_seconds: Time from the last reply to the new adapter.
+        train_loss: Mean loss of the clients, weighted by examples; None likewise.
+    """
+
+    clients: int
+    upload_bytes_per_client: int
+    download_bytes_per_client: int
+    client_seconds: float | None
+    server_seconds: float
+    train_loss: float | None
+
+
+class _Subset(Grid):
+    """A grid that shows only the nodes drawn for this round."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid = grid
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        return self._nodes
+
+    def __getattr__(self, name: str):
+        return getattr(self._grid, name)
+
+    def set_run(self, run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self):
+        return self._grid.run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages):
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def _payload_bytes(message: Message) -> int:
+    """Return the bytes of a message's records, without Flower's own framing."""
+    return sum(
+        record.count_bytes()
+        for record in message.content.values()
+        if isinstance(record, ArrayRecord | ConfigRecord | MetricRecord)
+    )
+
+
+def _digest(message: Message) -> bytes:
+    if message.has_error():
+        return b""
+    record = message.content.array_records["arrays"]
+    return hashlib.sha256(record[VECTOR].data).digest()
+
+
+def inner_strategy(config: SimulationConfig) -> FedAvg:
+    """Return Flower's strategy for a configuration: FedAvg, FedAvgM or FedAdam.
+
+    FedProx is a term of the client's loss; on the server it is the same average.
+    """
+    common = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
+    common |= {"min_train_nodes": 1, "min_available_nodes": 1}
+    if config.server_optimizer == "fedavgm":
+        return FedAvgM(
+            **common,
+            server_learning_rate=config.server_learning_rate,
+            server_momentum=config.server_momentum,
+        )
+    if config.server_optimizer == "fedadam":
+        return FedAdam(**common, eta=config.server_learning_rate)
+    return FedAvg(**common)
+
+
+class FederationStrategy(Strategy):
+    """Wrap a Flower strategy into a reproducible, resumable and accounted one.
+
+    Args:
+        inner: The strategy that aggregates, with `fraction_train=1.0`.
+        config: The federation's configuration.
+        schema: Hash of the adapter's schema, sent with every message.
+        rounds_done: Rounds of an earlier run that this one goes on from.
+        transcript: Where to keep what the server saw, or None.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        config: SimulationConfig,
+        schema: str,
+        rounds_done: int = 0,
+        transcript: Transcript | None = None,
+    ) -> None:
+        self.inner = inner
+        self.costs: dict[int, RoundCost] = {}
+        self._config = config
+        self._schema = schema
+        self._rounds_done = rounds_done
+        self._transcript = transcript
+        self._download_bytes = 0
+
+    def _draw(self, server_round: int, grid: Grid) -> list[int]:
+        nodes = sorted(grid.get_node_ids())
+        count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
+        rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
+        return sorted(rng.choice(nodes, size=min(count, len(nodes)), replace=False).tolist())
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draw clients by the seed and send them the adapter, its schema and the round."""
+        number = server_round + self._rounds_done
+        config["schema"] = self._schema
+        if self._transcript is not None:
+            self._transcript.global_adapter(number, arrays[VECTOR].numpy())
+        subset = _Subset(grid, self._draw(number, grid))
+        messages = list(self.inner.configure_train(number, arrays, config, subset))
+        self._download_bytes = _payload_bytes(messages[0]) if messages else 0
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, let the inner strategy sum them, and account for the round.
+
+        Raises:
+            DropoutError: Fewer than two clients answered.
+            IntegrityError: The aggregate is not finite.
+        """
+        number = server_round + self._rounds_done
+        # A sum in floating point depends on its order: order by content, not by arrival.
+        batch = sorted(replies, key=_digest)
+        good = [reply for reply in batch if not reply.has_error()]
+        if len(good) < MIN_CLIENTS:
+            raise DropoutError(
+                f"round {number}: {len(good)} of {len(batch)} clients answered, need at least "
+                f"{MIN_CLIENTS}; an average of one client is that client's own update"
+            )
+        if self._transcript is not None:
+            self._transcript.updates(number, good)
+        start = time.perf_counter()
+        arrays, metrics = self.inner.aggregate_train(number, batch)
+        seconds = time.perf_counter() - start
+        if arrays is not None:
+            vector = arrays[VECTOR].numpy().astype(np.float32)
+            if not np.isfinite(vector).all():
+                raise IntegrityError(f"round {number}: the aggregate is not finite")
+            arrays = ArrayRecord({VECTOR: Array(vector)})
+        told = dict(metrics or {})
+        self.costs[number] = RoundCost(
+            clients=len(good),
+            upload_bytes_per_client=round(sum(map(_payload_bytes, good)) / len(good)),
+            download_bytes_per_client=self._download_bytes,
+            client_seconds=_as_float(told.get("client-seconds")),
+            server_seconds=seconds,
+            train_loss=_as_float(told.get("train-loss")),
+        )
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: the server evaluates on its own test data."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return None: no client evaluates."""
+        return None
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+
+def _as_float(value) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

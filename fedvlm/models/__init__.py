@@ -1,0 +1,28 @@
+"""Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
+
+from fedvlm.models.processor import ImageInputs, LoadedModel, Processor
+from fedvlm.models.vlm import VLM
+
+__all__ = ["VLM", "ImageInputs", "LoadedModel", "Processor", "load_model"]
+
+
+def load_model(name: str = "embedded") -> LoadedModel:
+    """Load a model by name.
+
+    Args:
+        name: "embedded" for the small model shipped with the library, or a folder or hub name
+            of a Hugging Face CLIP, SigLIP or SigLIP 2.
+
+    Returns:
+        The model and what prepares its inputs.
+
+    Raises:
+        ConfigError: Nothing can be loaded under that name.
+    """
+    if name == "embedded":
+        from fedvlm.models.embedded import load_embedded
+
+        return load_embedded()
+    from fedvlm.models.huggingface import load_huggingface
+
+    return load_huggingface(name)

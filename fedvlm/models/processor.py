@@ -1,0 +1,47 @@
+"""A model with what prepares its inputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedvlm.data.dataset import ImageTextData
+from fedvlm.models.vlm import VLM
+
+
+class ImageInputs(Protocol):
+    """The image inputs of a data set, looked up by row."""
+
+    def __call__(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the inputs of rows of shape (B,), as `VLM.encode_image` takes them."""
+        ...
+
+
+class Processor(Protocol):
+    """Turns images and captions into what `VLM` takes."""
+
+    def images(self, data: ImageTextData, progress: Callable[[str, int, int], None]) -> ImageInputs:
+        """Return the inputs of a data set's images, by row."""
+        ...
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Return ids and mask of captions, shape (C, L), int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and its processor.
+
+    Attributes:
+        vlm: The model, on the CPU, in evaluation mode.
+        processor: Prepares its inputs.
+        name: "embedded", or the folder's or hub's name.
+    """
+
+    vlm: VLM
+    processor: Processor
+    name: str
