@@ -1,1 +1,61 @@
-"""Federated fine-tuning of vision-language models whose protections are real and measured."""
+"""Federated fine-tuning of vision-language models whose protections are real and measured.
+
+    import fedvlm
+    result = fedvlm.simulate(fedvlm.SimulationConfig(rounds=3))
+
+Names are imported when they are first used, so that `import fedvlm` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from fedvlm.errors import (
+    BudgetExceeded,
+    ConfigError,
+    DataError,
+    DropoutError,
+    FedVLMError,
+    IntegrityError,
+    ProtocolError,
+)
+
+if TYPE_CHECKING:
+    from fedvlm.adapters import AdapterSpec, FlatView
+    from fedvlm.config import SimulationConfig
+    from fedvlm.federation import Result, simulate
+    from fedvlm.models import VLM, load_model
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "AdapterSpec": "fedvlm.adapters",
+    "FlatView": "fedvlm.adapters",
+    "Result": "fedvlm.federation",
+    "SimulationConfig": "fedvlm.config",
+    "VLM": "fedvlm.models",
+    "load_model": "fedvlm.models",
+    "simulate": "fedvlm.federation",
+}
+
+__all__ = [
+    "VLM",
+    "AdapterSpec",
+    "BudgetExceeded",
+    "ConfigError",
+    "DataError",
+    "DropoutError",
+    "FedVLMError",
+    "FlatView",
+    "IntegrityError",
+    "ProtocolError",
+    "Result",
+    "SimulationConfig",
+    "load_model",
+    "simulate",
+]
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'fedvlm' has no attribute {name!r}")

@@ -34,7 +34,8 @@ def _attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
         r=spec.rank, lora_alpha=spec.alpha, target_modules=spec.targets, lora_dropout=0.0
     )
     # peft draws A from torch's global generator: lend it one of our own for that moment.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers drops
         torch.manual_seed(seed.number("adapter"))
         try:
             vlm.backbone = get_peft_model(vlm.backbone, config)  # pyright: ignore

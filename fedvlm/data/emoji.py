@@ -21,7 +21,7 @@ from fedvlm.data._packages import CAPTIONS, PACKAGES, STYLES, Package
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.fetch import fetch, read_json
 from fedvlm.errors import DataError
-from fedvlm.files import cache_dir, whole_file
+from fedvlm.files import cache_dir, one_at_a_time, whole_file
 
 IMAGE_SIZE = 96
 RECIPE = 2  # raise it when rendering changes: the cache is then made anew
@@ -215,10 +215,11 @@ def load_emoji(progress: Progress = quiet) -> ImageTextData:
         DataError: No network at the first time, or a disk that can't be written.
     """
     path = archive_path()
-    if path.exists():
-        try:
-            return _read(path)
-        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, EOFError):
-            path.unlink(missing_ok=True)  # a broken cache is made anew
-    _build(path, progress)
+    with one_at_a_time(path):
+        if path.exists():
+            try:
+                return _read(path)
+            except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, EOFError):
+                path.unlink(missing_ok=True)  # a broken cache is made anew
+        _build(path, progress)
     return _read(path)

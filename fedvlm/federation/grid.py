@@ -51,7 +51,8 @@ class InProcessGrid(Grid):
         # Messages ask for the identity of the process's task, which SuperLink would have set.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER, 1
         self._client_app = client_app
-        self._workers = workers or os.cpu_count() or 1
+        # One pool for the grid's life: a thread keeps its model from message to message.
+        self._pool = ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1)
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._run = SimpleNamespace(run_id=_RUN_ID)
@@ -108,8 +109,7 @@ class InProcessGrid(Grid):
         batch = list(messages)
         for message in batch:
             message.metadata.__dict__["_message_id"] = f"m{next(self._numbers)}"
-        with ThreadPoolExecutor(max_workers=self._workers) as pool:
-            replies = list(pool.map(self._handle, batch))
+        replies = list(self._pool.map(self._handle, batch))
         ids = [message.metadata.message_id for message in batch]
         self._replies.update(zip(ids, replies, strict=True))
         return ids

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.task import Progress, Task, load_task
-from fedvlm.files import cache_dir, write_text
+from fedvlm.files import cache_dir, one_at_a_time, write_text
 from fedvlm.training import Evaluator, train_adapter
 
 _VERSION = 1  # raise it when training changes: references are then computed anew
@@ -24,7 +25,7 @@ def _key(task: Task) -> str:
         task.data.fingerprint,
         task.splits.fingerprint,
         task.view.schema,
-        hashlib.sha256(task.view.read().tobytes()).hexdigest(),
+        hashlib.sha256(task.initial.tobytes()).hexdigest(),
         task.config.model,
         config.seed,
         config.reference_epochs,
@@ -39,7 +40,7 @@ def _train(config: SimulationConfig, client: int | None) -> dict[str, float]:
     """Train one adapter on a client's pairs, or on everybody's, and score it."""
     torch.set_num_threads(1)
     task = load_task(config)
-    start = task.view.read()
+    task.reset()
     clients = task.splits.clients
     indices = np.concatenate(clients) if client is None else clients[client]
     name = "central" if client is None else f"local-{client}"
@@ -54,16 +55,14 @@ def _train(config: SimulationConfig, client: int | None) -> dict[str, float]:
             task.seed.numpy("reference", name, epoch),
         )
     parts = {"test": task.splits.test, "ood": task.splits.ood}
-    metrics = Evaluator(task.pairs, parts, None)(task.model.vlm)
-    task.view.write(start)  # the thread's task serves another reference, or a client, next
-    return metrics
+    return Evaluator(task.pairs, parts, None)(task.model.vlm)
 
 
 def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
     """Return the references for a task, from the cache where it has them.
 
     Args:
-        task: The federation's task; its adapter must be fresh.
+        task: The federation's task.
         progress: Called with ("references", done, total).
 
     Returns:
@@ -71,15 +70,21 @@ def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
         `ood_central`: one of 100, fractions.
     """
     path = cache_dir() / "references" / f"{_key(task)}.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass  # not computed yet, or broken: compute
-    config = task.config
+    with one_at_a_time(path):
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError):
+            pass  # not computed yet, or broken: compute
+        lines = _compute(task.config, progress)
+        write_text(path, json.dumps(lines) + "\n")
+        return lines
+
+
+def _compute(config: SimulationConfig, progress: Progress) -> dict[str, float]:
     # The central run takes as long as all the others together: start with it.
     order: list[int | None] = [None, *range(config.clients)]
     found = []
-    workers = config.workers or torch.get_num_threads()
+    workers = config.workers or os.cpu_count()
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for metrics in pool.map(lambda client: _train(config, client), order):
             found.append(metrics)
@@ -93,5 +98,4 @@ def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
     if "ood_one_of_100" in central:
         lines["ood_local_only"] = float(np.mean([one["ood_one_of_100"] for one in local]))
         lines["ood_central"] = central["ood_one_of_100"]
-    write_text(path, json.dumps(lines) + "\n")
     return lines

@@ -38,9 +38,11 @@ def _federate(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run the rounds; returns the history (entry 0 is before training) and the protection."""
     config, view = task.config, task.view
+    # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     inner = inner_strategy(config)
     history: list[dict[str, Any]] = []
-    vector = view.read()
+    vector = task.initial
     if resume and out is not None:
         checkpoint = Checkpoint.load(out, config, view.schema)
         history, vector = checkpoint.rounds, checkpoint.vector
@@ -69,8 +71,6 @@ def _federate(
         return None
 
     if done < config.rounds:
-        # Flower logs each step at INFO; our own progress says it shorter.
-        logging.getLogger("flwr").setLevel(logging.WARNING)
         strategy.start(
             grid,
             ArrayRecord({VECTOR: Array(vector)}),
@@ -128,16 +128,15 @@ def run_federation(
     """
     start = time.perf_counter()
     task = load_task(config, progress)
-    fresh = task.view.read()
+    task.reset()
     ready = time.perf_counter()
     history, protection = _federate(grid, task, out, resume, on_round)
     federated = time.perf_counter()
     final = task.view.read()
     lines: dict[str, float] = {}
     if config.references:
-        task.view.write(fresh)
         lines = reference_lines(task, progress)
-        task.view.write(final)
+        task.view.write(final)  # a reference may have used this thread's task
     referenced = time.perf_counter()
     result = Result(
         summary=_summary(history, lines),

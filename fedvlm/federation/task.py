@@ -39,6 +39,7 @@ class Task:
         splits: Who holds what.
         model: The model, with the adapter attached.
         view: The adapter's trainable parameters as one vector.
+        initial: Shape (P,), float32: the adapter that everybody starts from.
     """
 
     config: SimulationConfig
@@ -48,6 +49,11 @@ class Task:
     splits: Splits
     model: LoadedModel
     view: FlatView
+    initial: NDArray[np.float32]
+
+    def reset(self) -> None:
+        """Put the adapter back to where everybody starts: a thread's task is used again."""
+        self.view.write(self.initial)
 
     def train(self, client: int, server_round: int) -> float:
         """Train the adapter in place as a client does in a round; returns its mean loss."""
@@ -122,6 +128,6 @@ def load_task(config: SimulationConfig, progress: Progress = quiet) -> Task:
         membership=config.membership,
     )
     view = attach(model.vlm, config.adapter_spec(), seed)
-    task = Task(config, seed, data, pairs, splits, model, view)
+    task = Task(config, seed, data, pairs, splits, model, view, view.read())
     _local.config, _local.task = config, task
     return task

@@ -63,7 +63,9 @@ def load_huggingface(name: str) -> LoadedModel:
         ConfigError: Nothing can be loaded from there, or the model is of another type.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # every client loads the model; a bar each would drown our own
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in SUPPORTED:

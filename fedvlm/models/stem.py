@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.errors import DataError
-from fedvlm.files import cache_dir, sha256, whole_file
+from fedvlm.files import cache_dir, one_at_a_time, sha256, whole_file
 
 IMAGE_SIZE = 96
 CHANNELS = 320
@@ -151,20 +151,28 @@ def stem_features(
     key = hashlib.sha256(f"{data.fingerprint}{WEIGHTS_SHA256}{IMAGE_SIZE}".encode()).hexdigest()
     path = cache_dir() / "features" / f"{data.name}-{key[:16]}-view{view}.npy"
     shape = (len(data), CHANNELS, GRID, GRID)
-    if path.exists():
-        try:
-            cached = np.load(path, mmap_mode="r", allow_pickle=False)
-            if cached.shape == shape and cached.dtype == np.float16:
-                return cached
-        except (ValueError, OSError, EOFError):
-            pass  # a broken cache is computed anew
+    with one_at_a_time(path):
+        if path.exists():
+            try:
+                cached = np.load(path, mmap_mode="r", allow_pickle=False)
+                if cached.shape == shape and cached.dtype == np.float16:
+                    return cached
+            except (ValueError, OSError, EOFError):
+                pass  # a broken cache is computed anew
+        features = _compute(data, view, progress)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _compute(
+    data: ImageTextData, view: int, progress: Callable[[str, int, int], None]
+) -> NDArray[np.float16]:
     stem = load_stem()
-    out = np.empty(shape, dtype=np.float16)
+    out = np.empty((len(data), CHANNELS, GRID, GRID), dtype=np.float16)
     for start in range(0, len(data), 64):
         rows = np.arange(start, min(start + 64, len(data)))
         images = _views(data.arrays(rows, IMAGE_SIZE), view)
         out[rows] = stem(torch.from_numpy(images)).numpy()
         progress("features", rows[-1] + 1, len(data))
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.save(file, out)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return out

@@ -1,0 +1,243 @@
+"""The command line: fedvlm simulate | data | report | doctor.
+
+Heavy packages are imported inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvlm.errors import ConfigError, FedVLMError
+
+app = typer.Typer(
+    help="Federated fine-tuning of vision-language models, its protections and its leakage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="The embedded image–caption data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+_state = {"debug": False}
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress callback: bars on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda task, done, total: None
+        return
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        known: dict[str, Any] = {}
+
+        def report(task: str, done: int, total: int) -> None:
+            if task not in known:
+                known[task] = bars.add_task(task, total=total)
+            bars.update(known[task], completed=done, total=total)
+
+        yield report
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    """Split `key=value` arguments."""
+    out = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise ConfigError(f"--set takes key=value; got {pair!r}")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def _round_line(entry: dict[str, Any], rounds: int) -> str:
+    text = f"round {entry['round']:>3}/{rounds}  test {100 * entry['test_one_of_100']:5.1f} %"
+    if "ood_one_of_100" in entry:
+        text += f"  ood {100 * entry['ood_one_of_100']:5.1f} %"
+    if entry.get("train_loss") is not None:
+        text += f"  loss {entry['train_loss']:.3f}"
+    if "upload_bytes_per_client" in entry:
+        text += f"  {entry['upload_bytes_per_client'] / 1e6:.2f} MB up a client"
+    return text
+
+
+@app.command()
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file of flat keys; the defaults without one")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for result, figures, adapter and checkpoint")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the experiment")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the checkpoint in --out")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Run a federation in this process and report what was gained."""
+    from fedvlm.config import SimulationConfig, config_from, load_config
+
+    chosen = load_config(config) if config is not None else SimulationConfig()
+    chosen = config_from(_settings(settings or []), chosen)
+    if seed is not None:
+        chosen = config_from({"seed": seed}, chosen)
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the folder of the run to go on with")
+    if out is not None and (out / "result.json").exists() and not resume:
+        _say(f"{out} holds an earlier result; it is replaced when this run ends")
+    from rich.console import Console
+
+    from fedvlm.federation import simulate as run
+    from fedvlm.reporting import cost_line, save_plots, summary_table
+
+    def on_round(entry: dict[str, Any]) -> None:
+        _say(_round_line(entry, chosen.rounds))
+
+    with _bars() as progress:
+        result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
+    if out is not None:
+        save_plots(result, out / "figures")
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(summary_table(result))
+    console.print(cost_line(result))
+    if out is not None:
+        console.print(f"saved: {out / 'result.json'}, {out / 'figures'}, {out / 'adapter'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a run")],
+) -> None:
+    """Write DIR/report.html and DIR/figures from DIR/result.json."""
+    from fedvlm.federation.result import Result
+    from fedvlm.reporting import write_report
+
+    path = write_report(Result.load(folder), folder)
+    typer.echo(path)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Name each part as present or missing, with the fix."""
+    from fedvlm.doctor import examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([vars(check) for check in checks], indent=2))
+        return
+    for check in checks:
+        typer.echo(f"{'ok     ' if check.present else 'MISSING'} {check.part}: {check.detail}")
+
+
+@data_app.command("info")
+def data_info(
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+) -> None:
+    """Show where the embedded data comes from: packages, licences, authors, hashes."""
+    from fedvlm.data._packages import PACKAGES
+    from fedvlm.data.emoji import archive_path
+
+    path = archive_path()
+    rows = [
+        {
+            "package": f"{p.name}@{p.version}",
+            "domain": p.domain or "captions",
+            "licence": p.licence,
+            "author": p.author,
+            "source": p.source,
+            "sha256": p.sha256,
+        }
+        for p in PACKAGES
+    ]
+    if as_json:
+        typer.echo(json.dumps({"cached": str(path) if path.exists() else None, "packages": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Embedded data: emoji by designer")
+    for key in ("package", "domain", "licence", "author", "source"):
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[key] for key in ("package", "domain", "licence", "author", "source")))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(f"rendered: {path}" if path.exists() else "not here yet: fedvlm data fetch")
+
+
+@data_app.command("fetch")
+def data_fetch() -> None:
+    """Download, verify and render the embedded data now; later runs are offline."""
+    from fedvlm.data import load_emoji
+
+    with _bars() as progress:
+        data = load_emoji(progress)
+    typer.echo(
+        f"{len(data)} pairs, {len(set(data.concepts.tolist()))} concepts, "
+        f"{len(data.domain_names)} designers, {data.fingerprint[:16]}"
+    )
+
+
+def main() -> None:
+    """Run the command line; errors are one line on stderr and an exit code."""
+    # One thread per operation unless asked otherwise: clients run side by side instead.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except FedVLMError as error:
+        if _state["debug"]:
+            raise
+        _say(f"error: {error}")
+        raise SystemExit(error.exit_code) from None
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except typer.Abort:
+        _say("stopped; a run with --out goes on with --resume")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _say("stopped; a run with --out goes on with --resume")
+        raise SystemExit(1) from None
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        if _state["debug"]:
+            raise
+        _say(f"error: {type(error).__name__}: {error}; --debug shows where")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

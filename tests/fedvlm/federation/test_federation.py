@@ -1,0 +1,244 @@
+"""A real Flower federation in process: right sums, right errors, the same at every run."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedvlm.config import config_from
+from fedvlm.errors import ConfigError, DropoutError, IntegrityError
+from fedvlm.federation import InProcessGrid, Result, load_task, simulate
+from fedvlm.federation.client_app import VECTOR, app
+from fedvlm.federation.strategy import FederationStrategy, inner_strategy
+
+
+def test_the_same_seed_gives_the_same_result(small_run, tmp_path):
+    one = simulate(config_from(small_run), out=tmp_path / "one")
+    two = simulate(config_from(small_run), out=tmp_path / "two")
+    assert one.without_times() == two.without_times()
+    other = simulate(config_from(small_run | {"seed": 1}))
+    assert other.summary != one.summary
+
+
+def test_workers_do_not_change_the_result(small_run):
+    one, two = (simulate(config_from(small_run | {"workers": n})) for n in (1, 3))
+    a, b = one.without_times(), two.without_times()
+    a["config"].pop("workers")
+    b["config"].pop("workers")
+    assert a == b
+
+
+def test_a_round_is_the_weighted_mean_of_what_clients_trained(small_run, tmp_path):
+    config = config_from(small_run | {"rounds": 1, "partition": "quantity", "alpha": 1.0})
+    simulate(config, out=tmp_path)
+    task = load_task(config)
+    vectors, weights = [], []
+    for client in range(config.clients):
+        task = load_task(config)
+        task.reset()
+        task.train(client, 1)
+        vectors.append(task.view.read())
+        weights.append(len(task.splits.clients[client]))
+    expected = np.average(np.stack(vectors), axis=0, weights=weights)
+    from safetensors.numpy import load_file
+
+    with np.load(tmp_path / "checkpoint.npz") as archive:
+        assert np.allclose(archive["vector"], expected, atol=1e-6)
+    assert load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+
+
+def test_result_has_what_outsiders_rely_on(small_run, tmp_path):
+    simulate(config_from(small_run | {"references": True, "reference_epochs": 1}), out=tmp_path)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert {"summary", "rounds", "privacy", "protection", "leakage", "config", "versions",
+            "seed"} <= set(found)  # fmt: skip
+    assert {"zero_shot", "local_only", "federated", "central", "ood_zero_shot",
+            "ood_federated"} <= set(found["summary"])  # fmt: skip
+    assert found["privacy"] is None
+    assert found["protection"]["name"] == "plain"
+    for entry in found["rounds"][1:]:
+        assert {"round", "upload_bytes_per_client", "download_bytes_per_client",
+                "client_seconds", "server_seconds"} <= set(entry)  # fmt: skip
+        # One flat float32 vector and next to nothing else.
+        assert 0 < entry["upload_bytes_per_client"] - 4 * found["adapter"]["parameters"] < 1000
+    assert Result.load(tmp_path).to_json() == (tmp_path / "result.json").read_text().strip()
+
+
+def test_references_are_computed_once(small_run, monkeypatch):
+    from fedvlm.federation import references
+
+    config = config_from(small_run | {"references": True, "reference_epochs": 1, "rounds": 1})
+    first = simulate(config)
+    monkeypatch.setattr(references, "_compute", lambda *_: pytest.fail("computes again"))
+    assert simulate(config).summary == first.summary
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam"])
+def test_an_interrupted_run_goes_on(small_run, tmp_path, optimizer):
+    settings = small_run | {"server_optimizer": optimizer, "server_learning_rate": 0.1}
+    config = config_from(settings)
+    whole = simulate(config, out=tmp_path / "whole")
+
+    class StopError(Exception):
+        pass
+
+    def stop(entry):
+        if entry["round"] == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        simulate(config, out=tmp_path / "cut", on_round=stop)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    resumed = simulate(config, out=tmp_path / "cut", resume=True)
+    assert resumed.without_times()["rounds"] == whole.without_times()["rounds"]
+
+
+def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
+    config = config_from(small_run | {"rounds": 1})
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        simulate(config, out=tmp_path, resume=True)
+    simulate(config, out=tmp_path)
+    with pytest.raises(ConfigError, match=r"another configuration \(rounds\)"):
+        simulate(config_from(small_run | {"rounds": 2}), out=tmp_path, resume=True)
+    with pytest.raises(IntegrityError, match="another schema"):
+        simulate(config_from(small_run | {"rounds": 1, "rank": 3}), out=tmp_path, resume=True)
+    (tmp_path / "checkpoint.npz").write_bytes(b"torn")
+    with pytest.raises(IntegrityError, match="is broken"):
+        simulate(config, out=tmp_path, resume=True)
+
+
+def test_a_transcript_holds_what_each_party_saw(small_run, tmp_path):
+    config = config_from(small_run | {"transcript": True})
+    simulate(config, out=tmp_path)
+    index = json.loads((tmp_path / "transcript" / "index.json").read_text())
+    assert index["seen_by"]["updates"] == ["server"]
+    with np.load(tmp_path / "transcript" / "round-001.npz") as one:
+        assert one["updates"].shape == (3, one["global_adapter"].size)
+        mean = np.average(one["updates"], axis=0, weights=one["num_examples"])
+    with np.load(tmp_path / "transcript" / "round-002.npz") as two:
+        assert np.allclose(two["global_adapter"], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["ffa-lora", "prompt", "feature"])
+def test_every_adapter_federates(small_run, adapter):
+    result = simulate(config_from(small_run | {"adapter": adapter, "rounds": 1}))
+    assert result.adapter["kind"] == adapter
+    assert len(result.rounds) == 2
+
+
+def test_a_fraction_of_clients_is_drawn_by_the_seed(small_run, tmp_path):
+    config = config_from(small_run | {"fraction": 0.67, "transcript": True})
+    seen = []
+    for name in ("one", "two"):
+        simulate(config, out=tmp_path / name)
+        drawn = []
+        for path in sorted((tmp_path / name / "transcript").glob("round-*.npz")):
+            with np.load(path) as archive:
+                drawn.append(sorted(archive["clients"].tolist()))
+        seen.append(drawn)
+    assert seen[0] == seen[1]
+    assert all(len(drawn) == 2 for drawn in seen[0])
+
+
+def _strategy(config):
+    task = load_task(config)
+    return FederationStrategy(inner_strategy(config), config, task.view.schema), task
+
+
+def _start(strategy, task, client_app, config):
+    grid = InProcessGrid(client_app, config.clients, config.to_run_config())
+    return strategy.start(grid, ArrayRecord({VECTOR: Array(task.view.read())}), num_rounds=1)
+
+
+def test_a_client_that_fails_is_left_out(small_run):
+    config = config_from(small_run)
+    strategy, task = _strategy(config)
+
+    def flaky(message, context):
+        if context.node_id == 2:
+            raise RuntimeError("secret of client 2")
+        return app(message, context)
+
+    _start(strategy, task, flaky, config)
+    assert strategy.costs[1].clients == 2
+
+
+def test_the_server_does_not_learn_why_a_client_failed(small_run):
+    grid = InProcessGrid(lambda m, c: 1 / 0, 1)
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.error.reason == "client app failed"
+
+
+def test_one_client_s_update_is_no_average(small_run):
+    config = config_from(small_run)
+    strategy, task = _strategy(config)
+
+    def alone(message, context):
+        if context.node_id != 1:
+            raise RuntimeError
+        return app(message, context)
+
+    with pytest.raises(DropoutError, match="1 of 3 clients answered"):
+        _start(strategy, task, alone, config)
+
+
+def test_a_nan_never_reaches_the_model(small_run):
+    config = config_from(small_run)
+    strategy, task = _strategy(config)
+
+    def poisoned(message, context):
+        vector = np.full(task.view.size, np.nan, dtype=np.float32)
+        metrics = MetricRecord({"num-examples": 1, "train-loss": 0.0, "client-seconds": 0.0})
+        arrays = ArrayRecord({VECTOR: Array(vector)})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    with pytest.raises(IntegrityError, match="not finite"):
+        _start(strategy, task, poisoned, config)
+
+
+def test_a_client_refuses_an_adapter_of_another_schema(small_run):
+    config = config_from(small_run)
+    task = load_task(config)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(task.view.read())}),
+            "config": ConfigRecord({"schema": "0" * 64, "server-round": 1}),
+        }
+    )
+    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    message = Message(content, dst_node_id=1, message_type="train")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.has_error()
+    assert isinstance(grid.errors[1], IntegrityError)
+
+
+def test_a_client_s_own_error_is_shown_in_a_simulation(small_run, monkeypatch):
+    from fedvlm.federation.task import Task
+
+    def broken(self, client, server_round):
+        raise IntegrityError("disk of the client is on fire")
+
+    monkeypatch.setattr(Task, "train", broken)
+    with pytest.raises(IntegrityError, match="on fire"):
+        simulate(config_from(small_run))
+
+
+def test_messages_are_copies(small_run):
+    seen = []
+
+    def keep(message, context):
+        seen.append(message)
+        context.state["count"] = MetricRecord({"n": len(seen)})
+        return Message(message.content, reply_to=message)
+
+    grid = InProcessGrid(keep, 2)
+    content = RecordDict({"m": MetricRecord({"x": 1})})
+    message = Message(content, dst_node_id=1, message_type="train")
+    (reply,) = grid.send_and_receive([message])
+    seen[0].content["m"]["x"] = 5
+    assert content["m"]["x"] == 1
+    assert reply.content["m"]["x"] == 1
+    assert "count" in grid.contexts[1].state
+    assert "count" not in grid.contexts[2].state

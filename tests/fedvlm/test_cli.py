@@ -1,0 +1,106 @@
+"""The command line as a user meets it: exit codes, one-line errors, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "fedvlm.cli"]
+
+
+def _run(*arguments, **kwargs):
+    kwargs["env"] = os.environ | {"HF_HUB_OFFLINE": "1"}  # don't wait for a hub out of reach
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+def test_help_answers_at_once():
+    _run("--help")
+    start = time.perf_counter()
+    done = _run("--help")
+    assert time.perf_counter() - start < 2.5  # about 0.4 s on an idle core
+    assert done.returncode == 0
+    assert "simulate" in done.stdout
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = (
+        "import sys, fedvlm, fedvlm.cli; print([m for m in ('torch', 'flwr') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate", "--set", "lerning_rate=1"], "did you mean 'learning_rate'"),
+        (["simulate", "--set", "rounds=-1"], "rounds must be at least 1; got -1"),
+        (["simulate", "--set", "rounds"], "--set takes key=value"),
+        (["simulate", "missing.toml"], "can't read missing.toml"),
+        (["simulate", "--resume"], "--resume needs --out"),
+        (["report", "nowhere"], "no result at nowhere"),
+        (["simulate", "--set", "data=nowhere"], "no captions.csv"),
+        (["simulate", "--set", "clients=5000"], "5000 clients need at least 10000"),
+        (["simulate", "--set", "model=nowhere"], "can't load"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_start_to_report(small_run, tmp_path):
+    out = tmp_path / "run"
+    pairs = [f"{key}={value}" for key, value in small_run.items()]
+    options = [part for pair in pairs for part in ("--set", pair)]
+    done = _run("simulate", *options, "--out", out, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert "federated" in done.stdout
+    assert "round   3/3" in done.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert result["seed"] == 3
+    assert sorted(p.name for p in (out / "figures").iterdir()) == [
+        "bytes.png", "domains.png", "rounds.png",
+    ]  # fmt: skip
+    report = _run("report", out)
+    assert report.returncode == 0, report.stderr
+    page = (out / "report.html").read_text()
+    assert "data:image/png;base64" in page
+
+    again = _run("simulate", *options, "--out", out, "--seed", 3, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["rounds"] == result["rounds"]
+
+
+def test_an_unwritable_folder(small_run, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    options = [p for k, v in small_run.items() for p in ("--set", f"{k}={v}")]
+    done = _run("simulate", *options, "--out", blocker / "run")
+    assert done.returncode == 2
+    assert "can't write" in done.stderr
+
+
+def test_doctor_names_each_part():
+    done = _run("doctor", "--json")
+    assert done.returncode == 0
+    parts = {check["part"]: check["present"] for check in json.loads(done.stdout)}
+    assert parts["torch"]
+    assert parts["homomorphic encryption (TenSEAL)"]
+
+
+def test_data_info_names_licences():
+    done = _run("data", "info")
+    assert done.returncode == 0
+    for needed in ("Apache-2.0", "CC-BY-SA-4.0", "MIT", "Google Inc", "Unicode"):
+        assert needed in done.stdout
