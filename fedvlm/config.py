@@ -49,6 +49,7 @@ class SimulationConfig:
         protect: How updates are summed: plain.
         references: Whether to compute zero-shot, local-only and central beside the federation.
         reference_epochs: Passes of the local-only and the central reference over their data.
+        reference_learning_rate: Their rate in the first pass; it falls linearly to a tenth.
         transcript: Whether to keep what each party saw, for an audit.
         workers: Clients that train at the same time, 0 for one a core. Does not change a result.
     """
@@ -65,7 +66,7 @@ class SimulationConfig:
     lora_alpha: int = 32
     targets: str = DEFAULT_TARGETS
     tokens: int = 4
-    rounds: int = 10
+    rounds: int = 6
     fraction: float = 1.0
     local_epochs: int = 2
     batch_size: int = 64
@@ -76,7 +77,8 @@ class SimulationConfig:
     server_momentum: float = 0.9
     protect: str = "plain"
     references: bool = True
-    reference_epochs: int = 10
+    reference_epochs: int = 6
+    reference_learning_rate: float = 4e-3
     transcript: bool = False
     workers: int = 0
 
@@ -86,15 +88,21 @@ class SimulationConfig:
                 raise ConfigError(
                     f"{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}"
                 )
-        for key, least in (("seed", 0), ("rounds", 1), ("clients", 2), ("reference_epochs", 1)):
+        for key, least in (
+            ("seed", 0),
+            ("workers", 0),
+            ("rounds", 1),
+            ("clients", 2),
+            ("reference_epochs", 1),
+        ):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} must be at least {least}; got {getattr(self, key)}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be in (0, 1]; got {self.fraction}")
-        if self.alpha <= 0 or self.server_learning_rate <= 0 or self.workers < 0:
+        if min(self.alpha, self.server_learning_rate, self.reference_learning_rate) <= 0:
             raise ConfigError(
-                "alpha and server_learning_rate must be above 0, and workers at least 0; got "
-                f"{self.alpha}, {self.server_learning_rate} and {self.workers}"
+                "alpha, server_learning_rate and reference_learning_rate must be above 0; got "
+                f"{self.alpha}, {self.server_learning_rate} and {self.reference_learning_rate}"
             )
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(f"server_momentum must be in [0, 1); got {self.server_momentum}")

@@ -224,7 +224,9 @@ def pretrain(
     epochs: int,
 ) -> float:
     """Train both towers contrastively on public pairs; returns the last epoch's mean loss."""
-    views = [torch.from_numpy(np.array(stem_features(data, _progress, view))) for view in (0, 1)]
+    views = [
+        torch.from_numpy(np.array(stem_features(data, rows, _progress, view))) for view in (0, 1)
+    ]
     tags = _tags()
     clip: Any = vlm.backbone
     text = [p for name, p in clip.named_parameters() if "text" in name]
@@ -236,7 +238,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, total_steps=epochs * batches, pct_start=0.1
     )
-    spread = float(views[0][:256].float().std())
+    spread = float(views[0][rows[:256]].float().std())
     losses: list[float] = []
     vlm.train()
     for epoch in range(1, epochs + 1):

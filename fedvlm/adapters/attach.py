@@ -18,6 +18,9 @@ from fedvlm.files import whole_file, write_text
 from fedvlm.models.vlm import VLM
 from fedvlm.seeds import ExperimentSeed
 
+# peft reads a name that transformers has deprecated; there is nothing for a user to do.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -34,8 +37,7 @@ def _attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
         r=spec.rank, lora_alpha=spec.alpha, target_modules=spec.targets, lora_dropout=0.0
     )
     # peft draws A from torch's global generator: lend it one of our own for that moment.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers drops
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed.number("adapter"))
         try:
             vlm.backbone = get_peft_model(vlm.backbone, config)  # pyright: ignore
@@ -143,12 +145,10 @@ def load_adapter(vlm: VLM, folder: Path) -> AdapterSpec:
         attach(vlm, spec, seed)
         from peft import set_peft_model_state_dict
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is raised below
-            try:
-                found = set_peft_model_state_dict(vlm.backbone, state)  # pyright: ignore
-            except RuntimeError as error:
-                raise IntegrityError(f"{folder}: tensors of another shape: {error}") from error
+        try:
+            found = set_peft_model_state_dict(vlm.backbone, state)  # pyright: ignore
+        except RuntimeError as error:
+            raise IntegrityError(f"{folder}: tensors of another shape: {error}") from error
         missing = [key for key in found.missing_keys if "lora_" in key]
         unexpected = list(found.unexpected_keys)
     else:

@@ -16,7 +16,7 @@ from fedvlm.federation.client_app import VECTOR
 from fedvlm.files import whole_file
 
 FILE = "checkpoint.npz"
-_FREE = ("workers", "transcript", "references", "reference_epochs")
+_FREE = ("workers", "transcript", "references", "reference_epochs", "reference_learning_rate")
 # What Flower's strategies keep between rounds, by attribute.
 _MOMENTS = ("m_t", "v_t")
 

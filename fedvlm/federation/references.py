@@ -30,7 +30,7 @@ def _key(task: Task) -> str:
         config.seed,
         config.reference_epochs,
         config.batch_size,
-        config.learning_rate,
+        config.reference_learning_rate,
         torch.__version__,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -44,7 +44,13 @@ def _train(config: SimulationConfig, client: int | None) -> dict[str, float]:
     clients = task.splits.clients
     indices = np.concatenate(clients) if client is None else clients[client]
     name = "central" if client is None else f"local-{client}"
-    schedule = replace(config, rounds=config.reference_epochs, local_epochs=1)
+    schedule = replace(
+        config,
+        rounds=config.reference_epochs,
+        local_epochs=1,
+        learning_rate=config.reference_learning_rate,
+        proximal_mu=0.0,
+    )
     for epoch in range(1, config.reference_epochs + 1):
         train_adapter(
             task.model.vlm,

@@ -19,7 +19,8 @@ from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
 Progress = Callable[[str, int, int], None]
 
 _lock = threading.Lock()
-_shared: dict[tuple, tuple[ImageTextData, EncodedPairs]] = {}
+_SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
+_shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _local = threading.local()
 
 
@@ -113,20 +114,15 @@ def load_task(config: SimulationConfig, progress: Progress = quiet) -> Task:
     seed = ExperimentSeed(config.seed)
     model = load_model(config.model)
     with _lock:
-        key = (config.data, config.model)
+        key = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
         if key not in _shared:
             data = load_data(config.data, progress)
-            _shared.clear()  # one data set at a time: features are large
-            _shared[key] = (data, encode_pairs(data, model, progress))
-        data, pairs = _shared[key]
-    splits = make_splits(
-        data,
-        seed,
-        clients=config.clients,
-        partition=config.partition,
-        alpha=config.alpha,
-        membership=config.membership,
-    )
+            splits = make_splits(
+                data, seed, **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]}
+            )
+            _shared.clear()  # one at a time: features are large
+            _shared[key] = (data, encode_pairs(data, model, progress, splits.images), splits)
+        data, pairs, splits = _shared[key]
     view = attach(model.vlm, config.adapter_spec(), seed)
     task = Task(config, seed, data, pairs, splits, model, view, view.read())
     _local.config, _local.task = config, task

@@ -80,9 +80,14 @@ class EmbeddedProcessor:
         self._tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")  # noqa: S106
         self._tokenizer.enable_truncation(MAX_TOKENS)
 
-    def images(self, data: ImageTextData, progress: Callable[[str, int, int], None]) -> ImageInputs:
-        """Return the inputs of a data set's images, by row; cached on disk."""
-        return _StemInputs(stem_features(data, progress))
+    def images(
+        self,
+        data: ImageTextData,
+        rows: NDArray[np.int64],
+        progress: Callable[[str, int, int], None],
+    ) -> ImageInputs:
+        """Return the inputs of some of a data set's images, by row; cached on disk."""
+        return _StemInputs(stem_features(data, rows, progress))
 
     def pixels(self, images: NDArray[np.uint8]) -> dict[str, Tensor]:
         """Return the inputs of images of shape (B, 96, 96, 3), uint8."""

@@ -34,8 +34,13 @@ class HuggingFaceProcessor:
         self._image_processor = image_processor
         self._max_length = max_length
 
-    def images(self, data: ImageTextData, progress: Callable[[str, int, int], None]) -> ImageInputs:
-        """Return the inputs of a data set's images, by row."""
+    def images(
+        self,
+        data: ImageTextData,
+        rows: NDArray[np.int64],
+        progress: Callable[[str, int, int], None],
+    ) -> ImageInputs:
+        """Return the inputs of a data set's images, by row; each is processed when asked for."""
         return _ProcessedInputs(data, self._image_processor)
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:

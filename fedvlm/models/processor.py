@@ -23,8 +23,13 @@ class ImageInputs(Protocol):
 class Processor(Protocol):
     """Turns images and captions into what `VLM` takes."""
 
-    def images(self, data: ImageTextData, progress: Callable[[str, int, int], None]) -> ImageInputs:
-        """Return the inputs of a data set's images, by row."""
+    def images(
+        self,
+        data: ImageTextData,
+        rows: NDArray[np.int64],
+        progress: Callable[[str, int, int], None],
+    ) -> ImageInputs:
+        """Return the inputs of a data set's images, prepared for `rows` of shape (n,)."""
         ...
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:

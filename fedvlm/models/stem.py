@@ -135,44 +135,59 @@ def _views(images: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
 
 def stem_features(
     data: ImageTextData,
+    rows: NDArray[np.int64],
     progress: Callable[[str, int, int], None],
     view: int = 0,
 ) -> NDArray[np.float16]:
-    """Return the stem's feature map of every image, computing it once per data set.
+    """Return the stem's feature maps, computing those of `rows` that aren't cached yet.
 
     Args:
         data: Image–caption pairs.
+        rows: Shape (n,), the images that will be asked for.
         progress: Called with (task, done, total).
         view: 0 for the image as it is, 1 for its mirror image.
 
     Returns:
-        Shape (N, 320, 3, 3), float16, memory-mapped from the cache.
+        Shape (N, 320, 3, 3), float16, memory-mapped from the cache; rows that were never asked
+        for are NaN.
     """
     key = hashlib.sha256(f"{data.fingerprint}{WEIGHTS_SHA256}{IMAGE_SIZE}".encode()).hexdigest()
     path = cache_dir() / "features" / f"{data.name}-{key[:16]}-view{view}.npy"
     shape = (len(data), CHANNELS, GRID, GRID)
     with one_at_a_time(path):
-        if path.exists():
-            try:
-                cached = np.load(path, mmap_mode="r", allow_pickle=False)
-                if cached.shape == shape and cached.dtype == np.float16:
-                    return cached
-            except (ValueError, OSError, EOFError):
-                pass  # a broken cache is computed anew
-        features = _compute(data, view, progress)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, features)
+        features = _cached(path, shape)
+        missing = rows[np.isnan(features[rows, 0, 0, 0])]
+        if len(missing):
+            features = np.array(features)
+            _compute(features, data, missing, view, progress)
+            with whole_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, features)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """Return what the cache holds; all NaN where there is none or it is broken."""
+    if path.exists():
+        try:
+            cached = np.load(path, mmap_mode="r", allow_pickle=False)
+            if cached.shape == shape and cached.dtype == np.float16:
+                return cached
+        except (ValueError, OSError, EOFError):
+            pass
+    return np.full(shape, np.nan, dtype=np.float16)
+
+
 def _compute(
-    data: ImageTextData, view: int, progress: Callable[[str, int, int], None]
-) -> NDArray[np.float16]:
+    features: NDArray[np.float16],
+    data: ImageTextData,
+    rows: NDArray[np.int64],
+    view: int,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Fill in the feature maps of some rows."""
     stem = load_stem()
-    out = np.empty((len(data), CHANNELS, GRID, GRID), dtype=np.float16)
-    for start in range(0, len(data), 64):
-        rows = np.arange(start, min(start + 64, len(data)))
-        images = _views(data.arrays(rows, IMAGE_SIZE), view)
-        out[rows] = stem(torch.from_numpy(images)).numpy()
-        progress("features", rows[-1] + 1, len(data))
-    return out
+    for start in range(0, len(rows), 64):
+        batch = rows[start : start + 64]
+        images = _views(data.arrays(batch, IMAGE_SIZE), view)
+        features[batch] = stem(torch.from_numpy(images)).numpy()
+        progress("features", start + len(batch), len(rows))

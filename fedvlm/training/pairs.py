@@ -46,7 +46,10 @@ class EncodedPairs:
 
 
 def encode_pairs(
-    data: ImageTextData, model: LoadedModel, progress: Callable[[str, int, int], None]
+    data: ImageTextData,
+    model: LoadedModel,
+    progress: Callable[[str, int, int], None],
+    rows: NDArray[np.int64] | None = None,
 ) -> EncodedPairs:
     """Prepare a data set for a model; stem features are computed once and cached.
 
@@ -54,13 +57,16 @@ def encode_pairs(
         data: Image–caption pairs.
         model: The model whose inputs are wanted.
         progress: Called with (task, done, total).
+        rows: Shape (n,), the pairs whose images will be used; all of them where None.
 
     Returns:
-        The inputs of every pair.
+        The inputs of the pairs.
     """
     distinct, caption_of = np.unique(np.array(data.captions), return_inverse=True)
     return EncodedPairs(
-        images=model.processor.images(data, progress),
+        images=model.processor.images(
+            data, np.arange(len(data)) if rows is None else rows, progress
+        ),
         text=model.processor.texts([str(caption) for caption in distinct]),
         caption_of=caption_of,
         concepts=data.concepts,

@@ -23,6 +23,8 @@ def test_unknown_key_suggests_the_nearest():
         ({"fraction": 0}, r"fraction must be in \(0, 1\]"),
         ({"fraction": 1.5}, r"fraction must be in \(0, 1\]"),
         ({"alpha": 0}, "alpha"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"reference_learning_rate": 0}, "reference_learning_rate"),
         ({"server_momentum": 1}, "server_momentum"),
         ({"partition": "random"}, "partition must be one of"),
         ({"adapter": "dora"}, "adapter must be one of"),

@@ -43,7 +43,7 @@ def test_another_kind_of_model_is_refused():
 
 def test_a_folder_in_hugging_face_s_format(tiny_clip_folder, shapes):
     model = load_model(str(tiny_clip_folder))
-    inputs = model.processor.images(shapes, lambda *_: None)(np.arange(4))
+    inputs = model.processor.images(shapes, np.arange(4), lambda *_: None)(np.arange(4))
     assert inputs["pixel_values"].shape == (4, 3, 32, 32)
     texts = model.processor.texts(["a red circle", "a blue bar"])
     assert texts["input_ids"].shape == (2, 16)

@@ -1,0 +1,5 @@
+"""Flower's entry to a client."""
+
+from fedvlm.federation.client_app import app
+
+__all__ = ["app"]
