@@ -69,7 +69,7 @@ class Client:
         identity: Identity,
         roster: Roster,
         policy: Policy,
-        run: int,
+        run: str,
         rng: SecureRandom,
         state: ClientState | None = None,
         words: NDArray[np.uint64] | None = None,

@@ -168,9 +168,9 @@ class LocalAggregator:
             for member, vector in enumerate(vectors, 1)
         }
         clients = {
-            member: Client(identity, roster, self.policy, 1, self._rng, check=check)
+            member: Client(identity, roster, self.policy, "local", self._rng, check=check)
             for member, identity in keys.items()
         }
-        server = Server(self.policy, 1, 1, "train", self._rng, roster, check)
+        server = Server(self.policy, "local", 1, "train", self._rng, roster, check)
         summed = run_session(server, clients, words, layout, drop, timings)
         return decode(summed.words, layout, self.policy, len(summed.survivors))

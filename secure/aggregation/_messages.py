@@ -33,7 +33,7 @@ KINDS = ("train", "evaluate")
 class Setup:
     """Opens a session: which run and round, and on which terms."""
 
-    run: int
+    run: str
     round: int
     kind: str
     nonce: bytes
@@ -67,9 +67,8 @@ class Setup:
         if head.pop("version", None) != VERSION:
             raise IntegrityError(f"the server does not speak version {VERSION} of the protocol")
         _check_names(cls, head, {"run", "round", "kind", "nonce"})
-        for name in ("run", "round"):
-            _check(cls, name, head[name], int)
-        _check(cls, "kind", head["kind"], str)
+        for name, kind in (("run", str), ("round", int), ("kind", str)):
+            _check(cls, name, head[name], kind)
         _check(cls, "nonce", head["nonce"], bytes)
         if head["kind"] not in KINDS or len(head["nonce"]) != NONCE_BYTES:
             raise IntegrityError("Setup has an unknown kind or a nonce of another length")
@@ -247,11 +246,14 @@ def _kind(annotation: object) -> tuple[type, type | None] | None:
 
 
 def to_fields(message: Any) -> dict[str, Any]:
-    """Flatten a message, without its array of words."""
+    """Flatten a message, without its array of words, and without what is empty.
+
+    Flower can't count the bytes of a record that holds an empty value.
+    """
     flat = {}
     for field in fields(message):
-        if _kind(field.type) is not None:
-            value = getattr(message, field.name)
+        value = getattr(message, field.name)
+        if _kind(field.type) is not None and value not in (b"", "", ()):
             flat[field.name] = list(value) if isinstance(value, tuple) else value
     return flat
 
@@ -268,6 +270,8 @@ def from_fields(cls: type[_M], flat: dict[str, Any], words: NDArray[np.uint64] |
         IntegrityError: A name is missing or unknown, or a value has another type.
     """
     kinds = {field.name: _kind(field.type) for field in fields(cls)}
+    empty = {name: kind[0]() for name, kind in kinds.items() if kind and kind[0] is not int}
+    flat = empty | flat
     _check_names(cls, flat, {name for name, kind in kinds.items() if kind is not None})
     values: dict[str, Any] = {}
     for name, kind in kinds.items():

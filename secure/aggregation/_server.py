@@ -104,7 +104,7 @@ class Server:
     def __init__(
         self,
         policy: Policy,
-        run: int,
+        run: str,
         round_number: int,
         kind: str,
         rng: SecureRandom,

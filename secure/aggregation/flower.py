@@ -1,0 +1,600 @@
+"""Secure aggregation for Flower's Message API: two lines in somebody else's app.
+
+    app = ClientApp(mods=[secagg_mod(policy)])                 # client_app.py
+    strategy = SecAggStrategy(FedAvg(...), policy)             # server_app.py
+
+The strategy runs under an unmodified `Strategy.start()`. The first trip is the app's own `train`
+or `evaluate` message; the others carry the same message type and end in the mod, so that the app
+never sees them. The mod comes first in `mods`: what stands before it sees the protocol's messages.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure.aggregation._client import Client, StageError
+from secure.aggregation._history import RoundRecord, TripRecord
+from secure.aggregation._keys import Identity, Roster
+from secure.aggregation._messages import (
+    Advert,
+    Cohort,
+    Commit,
+    Dealt,
+    Inbox,
+    Masked,
+    Reveal,
+    Setup,
+    Survivors,
+    UnmaskRequest,
+    from_fields,
+    to_fields,
+)
+from secure.aggregation._payload import Aggregate, Layout, decode, encode
+from secure.aggregation._policy import Policy
+from secure.aggregation._provision import ROSTER_FILE, key_file, load_identity
+from secure.aggregation._server import Server
+from secure.aggregation._state import ClientState
+from secure.aggregation._tensors import difference, flatten, is_float, restore
+from secure.errors import (
+    IntegrityError,
+    MissingExtraError,
+    ParameterError,
+    PolicyError,
+    SecureError,
+)
+from secure.random import SecureRandom
+
+try:
+    from flwr.app import (
+        Array,
+        ArrayRecord,
+        ConfigRecord,
+        Context,
+        Error,
+        Message,
+        MetricRecord,
+        RecordDict,
+    )
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import (
+        FedAdagrad,
+        FedAdam,
+        FedAvg,
+        FedAvgM,
+        FedProx,
+        FedYogi,
+        Strategy,
+    )
+except ImportError:
+    raise MissingExtraError("flwr", "sim") from None
+
+log = logging.getLogger("secure.aggregation")
+
+RECORD = "secagg"
+WORDS = "secagg-words"
+SCHEMA_KEY = "schema-hash"
+REFUSALS = {"policy": 1101, "stage": 1102, "integrity": 1103, "input": 1104, "client": 1105}
+"""Code of the `Error` that a client answers with, by its reason: nothing else is ever said."""
+
+_ANSWERS = {"advertise": Advert, "share": Dealt, "mask": Masked, "commit": Commit, "unmask": Reveal}
+_ASKS: dict[str, tuple[type, Callable[[Client, Any], Any]]] = {
+    "share": (Cohort, Client.share),
+    "mask": (Inbox, Client.mask),
+    "commit": (Survivors, Client.commit),
+    "unmask": (UnmaskRequest, Client.unmask),
+}
+# Their aggregate_train uses the replies only through the weighted mean.
+_MEAN_ONLY = (FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+_PULL_FIRST_S, _PULL_MOST_S = 0.02, 1.0
+
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+
+
+# --- the client's side ---------------------------------------------------------------------
+
+
+def secagg_mod(
+    policy: Policy, identities: Path | str | None = None, weighted_by_key: str = "num-examples"
+) -> Mod:
+    """Make the mod that lets a ClientApp answer under secure aggregation, and only so.
+
+    Args:
+        policy: The client's floor; it comes with the client's code, never from the server.
+        identities: Directory that `provision` wrote, for simulations: a client takes the key of
+            its `partition-id`. Without it the node's own configuration names both files:
+            `secagg-identity` and `secagg-roster`.
+        weighted_by_key: Metric that holds the number of examples.
+
+    Returns:
+        A mod for `ClientApp(mods=[...])`; it comes first.
+
+    Guarantees:
+        Of `train` and `evaluate` nothing leaves the client but masked words, keys, signatures,
+        shares, names and shapes; an error leaves as one of the fixed codes of `REFUSALS`. A
+        message without secure aggregation is refused. Handlers of `query` messages are the
+        app's own affair and pass.
+
+    Example:
+        >>> from flwr.clientapp import ClientApp
+        >>> from secure.aggregation import Policy, plan
+        >>> app = ClientApp(mods=[secagg_mod(Policy(plan(10, clip_norm=1.0, error=1e-4)))])
+    """
+    directory = None if identities is None else Path(identities)
+
+    def mod(
+        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+    ) -> Message:
+        kind = message.metadata.message_type.partition(".")[0]
+        if kind not in ("train", "evaluate"):
+            return call_next(message, context)
+        try:
+            with _client(context, policy, directory) as client:
+                content = _answer(
+                    client, policy, kind, message, context, call_next, weighted_by_key
+                )
+        # The text of an exception may hold data: it stays in this machine's log.
+        except Exception as error:
+            code = _refusal(error)
+            log.error(
+                "secure aggregation refused a %s message (%s): %s",
+                kind,
+                code,
+                error,
+                exc_info=code == "client",
+            )
+            return Message(Error(REFUSALS[code], f"secagg: {code}"), reply_to=message)
+        return Message(content, reply_to=message)
+
+    return mod
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, StageError):
+        return "stage"
+    if isinstance(error, PolicyError):
+        return "policy"
+    if isinstance(error, IntegrityError):
+        return "integrity"
+    return "input" if isinstance(error, ParameterError) else "client"
+
+
+def _credentials(context: Context, directory: Path | None) -> tuple[Identity, Roster]:
+    config = context.node_config
+    if directory is not None:
+        partition = config.get("partition-id")
+        if type(partition) is not int:
+            raise ParameterError("the node's configuration lacks a partition-id")
+        return load_identity(key_file(directory, partition)), Roster.load(directory / ROSTER_FILE)
+    identity, roster = config.get("secagg-identity"), config.get("secagg-roster")
+    if not isinstance(identity, str) or not isinstance(roster, str):
+        raise ParameterError(
+            "the node's configuration lacks secagg-identity or secagg-roster; "
+            "start the node with both paths in --node-config"
+        )
+    return load_identity(Path(identity)), Roster.load(Path(roster))
+
+
+@contextmanager
+def _client(context: Context, policy: Policy, directory: Path | None) -> Iterator[Client]:
+    """Take the client up where the last message left it, and put it down again."""
+    identity, roster = _credentials(context, directory)
+    kept = context.state.config_records.get(RECORD)
+    array = context.state.array_records.get(WORDS)
+    client = Client(
+        identity,
+        roster,
+        policy,
+        str(context.run_id),
+        SecureRandom(),
+        None if kept is None else ClientState.from_fields(dict(kept)),
+        None if array is None else array["words"].numpy(),
+    )
+    try:
+        yield client
+    except BaseException:
+        client.wipe()
+        raise
+    finally:
+        context.state.config_records[RECORD] = ConfigRecord(client.state.to_fields())
+        context.state.array_records.pop(WORDS, None)
+        if client.words is not None:
+            context.state.array_records[WORDS] = ArrayRecord({"words": Array(client.words)})
+
+
+def _answer(
+    client: Client,
+    policy: Policy,
+    kind: str,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+    weighted_by_key: str,
+) -> RecordDict:
+    record = message.content.config_records.get(RECORD)
+    if record is None:
+        raise PolicyError("the server asks for a plain answer; this client gives masked ones only")
+    flat = dict(record)
+    trip = flat.pop("trip", None)
+    if isinstance(trip, str) and trip in _ASKS:
+        ask, step = _ASKS[trip]
+        return _to_records(trip, step(client, from_fields(ask, flat)))
+    if trip != "advertise":
+        raise IntegrityError("the server's message names no trip of the protocol")
+    setup = Setup.from_fields(flat)
+    if setup.kind != kind:
+        raise StageError(f"a {setup.kind} session can't be opened by a {kind} message")
+    client.open(setup)
+    content = RecordDict({name: each for name, each in message.content.items() if name != RECORD})
+    message.content = content
+    reply = call_next(message, context)
+    if reply.has_error():
+        raise ParameterError("the app answered with an error of its own")
+    vector, layout, weight, metrics = _reply_parts(
+        content, reply.content, policy, kind, weighted_by_key
+    )
+    words = encode(vector, weight, metrics, policy, SecureRandom())
+    return _to_records("advertise", client.advertise(words, layout))
+
+
+def _reply_parts(
+    received: RecordDict, reply: RecordDict, policy: Policy, kind: str, weighted_by_key: str
+) -> tuple[NDArray[np.floating], Layout, float, dict[str, float]]:
+    """Take the app's reply apart: update, what it holds, examples, metrics."""
+    records = list(reply.metric_records.values())
+    if len(records) != 1 or weighted_by_key not in records[0]:
+        raise ParameterError(f"a reply holds one MetricRecord with {weighted_by_key!r}")
+    metrics: dict[str, float] = {}
+    for name, value in records[0].items():
+        if isinstance(value, list):
+            raise ParameterError(
+                f"metric {name!r} is a list, whose length would be told; reply with its mean"
+            )
+        metrics[name] = float(value)
+    weight = metrics.pop(weighted_by_key)
+    schemas = {
+        str(config[SCHEMA_KEY]) for config in reply.config_records.values() if SCHEMA_KEY in config
+    }
+    if len(schemas) > 1:
+        raise ParameterError(f"a reply holds one {SCHEMA_KEY}, got {len(schemas)}")
+    arrays: dict[str, NDArray] = {}
+    if kind == "train":
+        arrays = _only_arrays(reply, "a train reply")
+        if policy.update == "weights":
+            arrays = difference(arrays, _only_arrays(received, "a train message"))
+    vector, shapes = flatten(arrays)
+    return vector, Layout(shapes, tuple(sorted(metrics)), "".join(schemas)), weight, metrics
+
+
+def _only_arrays(content: RecordDict, whose: str) -> dict[str, NDArray]:
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise ParameterError(f"{whose} holds one ArrayRecord, got {len(records)}")
+    return {name: array.numpy() for name, array in records[0].items()}
+
+
+def _to_records(trip: str, message: Any) -> RecordDict:
+    fields_ = to_fields(message) if not isinstance(message, Setup) else message.to_fields()
+    content = RecordDict({RECORD: ConfigRecord(fields_ | {"trip": trip})})
+    if isinstance(message, Masked):
+        content[WORDS] = ArrayRecord({"words": Array(message.words)})
+    return content
+
+
+# --- the server's side ---------------------------------------------------------------------
+
+
+@dataclass
+class _Open:
+    """A session that is under way."""
+
+    server: Server
+    kind: str
+    round: int
+    grid: Grid
+    requests: list[Message]
+    arrays: dict[str, NDArray]
+    started: float
+    trips: list[TripRecord] = field(default_factory=list)
+    nodes: dict[int, int] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
+
+
+class SecAggStrategy(Strategy):
+    """Wraps a strategy so that it sees the secure mean of its clients' replies, and no reply.
+
+    The inner strategy gets one reply, which holds the mean of the updates (added to the arrays
+    that were sent, unless the policy's update is `delta`), the mean of each metric weighted by
+    examples, and the sum of the examples. Array of whole numbers keep the server's values. A
+    round in which too few clients are left is abandoned: the model stays, the run goes on.
+
+    Attributes:
+        strategy: The inner strategy.
+        history: One `RoundRecord` for each session, with the bytes and seconds of every trip.
+
+    Args:
+        strategy: FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi, or a subclass that
+            inherits their `aggregate_train`; or one of your own that uses only the weighted
+            mean of the replies and says so by the class attribute `aggregates_mean_only = True`.
+        policy: Terms of every session.
+        roster: The clients' identities, so that a client with a wrong signature is left out
+            at once; without it such a client costs the round.
+        trip_timeout_s: Seconds to wait for the answers of the second and later trips.
+
+    Raises:
+        PolicyError: The strategy needs single updates.
+
+    Example:
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> from secure.aggregation import Policy, plan
+        >>> policy = Policy(plan(clients=10, clip_norm=1.0, error=1e-4))
+        >>> strategy = SecAggStrategy(FedAvg(min_train_nodes=3, min_available_nodes=3), policy)
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        policy: Policy,
+        roster: Roster | None = None,
+        trip_timeout_s: float = 3600.0,
+    ) -> None:
+        _refuse_single_updates(strategy)
+        self.strategy = strategy
+        self.policy = policy
+        self.history: list[RoundRecord] = []
+        self._roster = roster
+        self._timeout_s = trip_timeout_s
+        self._weight_key = str(getattr(strategy, "weighted_by_key", "num-examples"))
+        self._array_key = str(getattr(strategy, "arrayrecord_key", "arrays"))
+        self._rng = SecureRandom()
+        self._open: _Open | None = None
+
+    def summary(self) -> None:
+        """Log the inner strategy's summary and the terms."""
+        log.info("secure aggregation: %s", self.policy)
+        self.strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Open a session with the clients that the inner strategy samples."""
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        return self._opened("train", server_round, messages, grid, arrays)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Open a session for the metrics of the clients that the inner strategy samples."""
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        return self._opened("evaluate", server_round, messages, grid, arrays)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Run the remaining trips, and hand the mean to the inner strategy."""
+        before = {} if self._open is None else self._open.arrays
+        mean = self._mean_reply(replies)
+        if mean is None:
+            return None, None
+        arrays, metrics = self.strategy.aggregate_train(server_round, [mean])
+        if arrays is not None and self.policy.update == "weights":
+            # FedAvg's product with a weight would turn the counters into floats.
+            for name, old in before.items():
+                if name in arrays and not is_float(old):
+                    arrays[name] = Array(old)
+        return arrays, metrics
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Run the remaining trips, and hand the mean metrics to the inner strategy."""
+        mean = self._mean_reply(replies)
+        return None if mean is None else self.strategy.aggregate_evaluate(server_round, [mean])
+
+    def _opened(
+        self, kind: str, server_round: int, messages: list[Message], grid: Grid, arrays: ArrayRecord
+    ) -> list[Message]:
+        self._open = None
+        if not messages:
+            return []
+        run = str(messages[0].metadata.run_id)
+        server = Server(self.policy, run, server_round, kind, self._rng, self._roster)
+        setup = _to_records("advertise", server.setup)
+        requests = []
+        for message in messages:
+            meta = message.metadata
+            content = RecordDict({**message.content, **setup})
+            requests.append(
+                Message(content, meta.dst_node_id, meta.message_type, group_id=str(server_round))
+            )
+        before = {name: array.numpy() for name, array in arrays.items()}
+        self._open = _Open(server, kind, server_round, grid, requests, before, time.perf_counter())
+        return requests
+
+    def _mean_reply(self, replies: Iterable[Message]) -> Message | None:
+        """Bring the open session to its end: a reply with the means, or None."""
+        session, self._open = self._open, None
+        if session is None:
+            return None
+        answers = ((reply.metadata.src_node_id, reply) for reply in replies)
+        summed, reason, reply = 0, "", None
+        try:
+            self._take(session, "advertise", session.requests, answers, session.started)
+            total = self._later_trips(session)
+            mean = decode(total.words, total.layout, self.policy, len(total.survivors))
+            reply = Message(
+                self._mean_content(session, total.layout, mean), reply_to=session.requests[0]
+            )
+            summed = mean.clients
+        except SecureError as error:
+            reason = str(error)
+            log.warning("%s round %d is abandoned: %s", session.kind, session.round, reason)
+        faults = tuple(f"member {each.member}: {each.reason}" for each in session.server.faults)
+        self.history.append(
+            RoundRecord(
+                session.round,
+                session.kind,
+                len(session.requests),
+                summed,
+                reason,
+                tuple(session.trips),
+                session.refusals,
+                faults,
+            )
+        )
+        return reply
+
+    def _later_trips(self, session: _Open) -> Any:
+        server = session.server
+        steps: list[tuple[str, Callable[[], dict[int, Any]]]] = [
+            ("share", server.cohorts),
+            ("mask", server.inboxes),
+            ("commit", server.survivors),
+            ("unmask", server.unmask_requests),
+        ]
+        for name, step in steps:
+            if name == "commit" and not self.policy.active:
+                continue
+            start = time.perf_counter()
+            outgoing = step()
+            first = session.requests[0].metadata
+            messages = [
+                Message(
+                    _to_records(name, message),
+                    session.nodes[member],
+                    first.message_type,
+                    group_id=first.group_id,
+                )
+                for member, message in outgoing.items()
+            ]
+            prepared = time.perf_counter() - start
+            answers = _exchange(session.grid, messages, self._timeout_s)
+            self._take(session, name, messages, answers, time.perf_counter(), prepared)
+        start = time.perf_counter()
+        total = server.result()
+        # The sum is unmasked after the last trip, and belongs to it.
+        last = session.trips[-1]
+        spent = last.server_s + time.perf_counter() - start
+        session.trips[-1] = TripRecord(**{**vars(last), "server_s": spent})
+        return total
+
+    def _take(
+        self,
+        session: _Open,
+        trip: str,
+        sent: list[Message],
+        answers: Iterable[tuple[int, Message]],
+        start: float,
+        computed: float = 0.0,
+    ) -> None:
+        """Take a trip's answers in as they come, and keep none of them."""
+        answered = upload = 0
+        waited_from = start
+        waited = 0.0
+        for node, answer in answers:
+            arrived = time.perf_counter()
+            waited += arrived - waited_from
+            upload += _size(answer)
+            answered += self._accept(session, trip, node, answer)
+            waited_from = time.perf_counter()
+            computed += waited_from - arrived
+        waited += time.perf_counter() - waited_from
+        session.trips.append(
+            TripRecord(trip, len(sent), answered, sum(map(_size, sent)), upload, waited, computed)
+        )
+
+    def _accept(self, session: _Open, trip: str, node: int, answer: Message) -> int:
+        if answer.has_error():
+            session.refusals[node] = answer.error.reason or str(answer.error.code)
+            return 0
+        try:
+            message = _from_records(trip, answer.content)
+            sender = getattr(message, "sender", None)
+            if sender is not None and session.nodes.get(sender) != node:
+                raise IntegrityError(f"node {node} answers for member {sender}")
+            member = session.server.receive(message)
+        except SecureError as error:
+            log.warning("node %d is left out of the round: %s", node, error)
+            session.refusals[node] = "rejected by the server"
+            return 0
+        session.nodes.setdefault(member, node)
+        return 1
+
+    def _mean_content(self, session: _Open, layout: Layout, mean: Aggregate) -> RecordDict:
+        metrics = MetricRecord({**mean.metrics, self._weight_key: mean.weight})
+        content = RecordDict({"metrics": metrics})
+        if layout.schema:
+            content["schema"] = ConfigRecord({SCHEMA_KEY: layout.schema})
+        if session.kind == "evaluate":
+            return content
+        before = session.arrays if self.policy.update == "weights" else None
+        arrays = restore(mean.mean, layout, before)
+        content[self._array_key] = ArrayRecord(
+            {name: Array(np.asarray(array)) for name, array in arrays.items()}
+        )
+        return content
+
+
+def _refuse_single_updates(strategy: Strategy) -> None:
+    kind = type(strategy)
+    owner = next(each for each in kind.__mro__ if "aggregate_train" in vars(each))
+    if owner in _MEAN_ONLY or vars(owner).get("aggregates_mean_only") is True:
+        return
+    raise PolicyError(
+        f"{kind.__name__} can't run under secure aggregation: {owner.__name__}.aggregate_train "
+        "may look at single updates, and the server gets only their sum. Use FedAvg, FedProx, "
+        "FedAvgM, FedAdagrad, FedAdam or FedYogi, or set aggregates_mean_only = True on a class "
+        "that uses nothing but the weighted mean"
+    )
+
+
+def _size(message: Message) -> int:
+    if message.has_error():
+        return len(message.error.reason or "")
+    return sum(record.count_bytes() for record in message.content.values())
+
+
+def _from_records(trip: str, content: RecordDict) -> Any:
+    """Take exactly one protocol message, and nothing that came along with it."""
+    expected = {RECORD, WORDS} if trip == "mask" else {RECORD}
+    record = content.config_records.get(RECORD)
+    if set(content) != expected or record is None:
+        raise IntegrityError(f"an answer to {trip!r} holds the records {sorted(content)}")
+    flat = dict(record)
+    if flat.pop("trip", None) != trip:
+        raise StageError(f"an answer to another trip came during {trip!r}")
+    words = None
+    if trip == "mask":
+        try:
+            words = content.array_records[WORDS]["words"].numpy()
+        except (KeyError, ValueError, TypeError):
+            raise IntegrityError("a masked vector can't be read") from None
+    return from_fields(_ANSWERS[trip], flat, words)
+
+
+def _exchange(
+    grid: Grid, messages: list[Message], timeout_s: float
+) -> Iterator[tuple[int, Message]]:
+    """Send messages and give each answer out as it arrives, with the node it came from."""
+    pushed = zip(grid.push_messages(messages), messages, strict=True)
+    waiting = {each: message.metadata.dst_node_id for each, message in pushed if each}
+    deadline = time.monotonic() + timeout_s
+    pause = _PULL_FIRST_S
+    while waiting:
+        arrived = False
+        for reply in grid.pull_messages(list(waiting)):
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                arrived = True
+                yield node, reply
+        if not waiting or time.monotonic() > deadline:
+            return
+        if not arrived:
+            time.sleep(pause)
+            pause = min(2 * pause, _PULL_MOST_S)
