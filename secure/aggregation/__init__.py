@@ -16,12 +16,14 @@ Example:
 
 from secure.aggregation._client import Client, StageError
 from secure.aggregation._graph import Degree, degree
+from secure.aggregation._history import RoundRecord, TripRecord
 from secure.aggregation._keys import Identity, Roster
 from secure.aggregation._local import LocalAggregator, Session, identities, run_session
 from secure.aggregation._packing import LANES, lane_for, pack, unpack
 from secure.aggregation._payload import Aggregate, Layout, decode, encode
 from secure.aggregation._plan import LanePlan, integer_plan, plan
 from secure.aggregation._policy import Policy, Sharing
+from secure.aggregation._provision import load_identity, provision, save_identity
 from secure.aggregation._server import Fault, SecureSum, Server
 from secure.aggregation._shamir import combine, random_secret, split
 from secure.aggregation._state import ClientState
@@ -39,11 +41,13 @@ __all__ = [
     "LocalAggregator",
     "Policy",
     "Roster",
+    "RoundRecord",
     "SecureSum",
     "Server",
     "Session",
     "Sharing",
     "StageError",
+    "TripRecord",
     "combine",
     "decode",
     "degree",
@@ -51,10 +55,13 @@ __all__ = [
     "identities",
     "integer_plan",
     "lane_for",
+    "load_identity",
     "pack",
     "plan",
+    "provision",
     "random_secret",
     "run_session",
+    "save_identity",
     "split",
     "unpack",
 ]

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from secure.aggregation import _binding as bind
 from secure.aggregation._graph import neighbourhoods
-from secure.aggregation._keys import KEY_BYTES, Identity, Roster, Verify, seal, unseal, verify
+from secure.aggregation._keys import (
+    KEY_BYTES,
+    Identity,
+    Roster,
+    Verify,
+    check_public_key,
+    seal,
+    unseal,
+    verify,
+)
 from secure.aggregation._messages import (
     Advert,
     Bundle,
@@ -217,6 +226,7 @@ class Client:
             channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
             ciphertexts, commitments = [], []
             for peer in neighbours:
+                check_public_key(bundles[peer].mask_key)
                 pair = self_shares[peer], mask_shares[peer]
                 bound = self._commitments(everyone, peer, *pair)
                 key = bind.channel_key(

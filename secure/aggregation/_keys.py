@@ -23,6 +23,8 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 # A key of `seal` is derived for one direction of one pair in one session, and used once.
 _ONE_TIME_NONCE = bytes(12)
+# A private key that protects nothing: exchanges with it only test the other side's key.
+_ANYBODY = X25519PrivateKey.from_private_bytes(bytes(range(KEY_BYTES)))
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """`verify(public_key, signature, message)`."""
@@ -145,6 +147,15 @@ def agree(private_key: X25519PrivateKey, public_key: bytes, *context: Part) -> b
     except ValueError:
         raise IntegrityError("a public key is malformed or of low order") from None
     return derive(shared, *context)
+
+
+def check_public_key(public_key: bytes) -> None:
+    """Refuse a key whose shared secret with anybody is zero, before it is used.
+
+    Raises:
+        IntegrityError: The key has low order or a wrong length.
+    """
+    agree(_ANYBODY, public_key, "check")
 
 
 def derive(secret: bytes, *context: Part) -> bytes:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ class LocalAggregator:
         layout = Layout((("vector", (lengths.pop(),), "float32"),), ())
         keys, roster = identities(len(vectors), self._rng)
         # Every client checks every signature; in one process each has to be computed only once.
-        check = lru_cache(maxsize=None)(verify)
+        check = cache(verify)
         words = {
             member: encode(vector, 1.0, {}, self.policy, self._rng)
             for member, vector in enumerate(vectors, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from secure.aggregation import _binding as bind
 from secure.aggregation._client import StageError
 from secure.aggregation._graph import neighbourhoods
-from secure.aggregation._keys import Roster, Verify, verify
+from secure.aggregation._keys import Roster, Verify, check_public_key, verify
 from secure.aggregation._messages import (
     COMMITMENT_BYTES,
     NONCE_BYTES,
@@ -170,6 +170,8 @@ class Server:
         bundle = Bundle.from_bytes(advert.bundle)
         if bundle.member in self._in.bundles:
             raise IntegrityError(f"member {bundle.member} advertised twice")
+        check_public_key(bundle.channel_key)
+        check_public_key(bundle.mask_key)
         if self._roster is not None:
             identity = self._roster.keys.get(bundle.member, b"")
             if not self._check(identity, bundle.signature, bundle.signed_text(self._session)):
