@@ -12,8 +12,13 @@ from secure.aggregation import (
     encode,
     random_secret,
     split,
+    unpack,
+)
+from secure.aggregation import (
+    _binding as bind,
 )
 from secure.errors import IntegrityError, ParameterError, PeerError, PolicyError
+from secure.random import keystream
 from tests.secure.aggregation.rig import RNG, Rig, change
 
 MODES = ["semi-honest", "active"]
@@ -117,61 +122,85 @@ def test_attack_5_a_client_told_of_other_dealers_stops_those_who_would_unmask_it
             rig.clients[member].commit(survivors)
 
 
-def test_attack_5_lying_about_survivors_shrinks_a_semi_honest_sum_and_not_an_active_one():
-    """Why trip 4 exists. n=10, t=6: each client is told a set of six, all consistent by itself.
+def lies(count: int, threshold: int, allowed: int) -> dict[int, set[int]]:
+    """Tell each of `count` members up to `allowed` dead ones, so that many look dead to t."""
+    told: dict[int, set[int]] = {member: set() for member in range(1, count + 1)}
+    for victim in range(1, count * allowed // threshold + 1):
+        ready = sorted(
+            (member for member in told if member != victim and len(told[member]) < allowed),
+            key=lambda member: len(told[member]),
+        )
+        for member in ready[:threshold]:
+            told[member].add(victim)
+    return told
 
-    Every share of the pairwise secrets of seven members comes back six times, and so does every
-    share of the own-mask seeds of the other three: the server can unmask a sum of three, below
-    the six that each client was told.
+
+def test_attack_5_lying_about_survivors_shrinks_a_semi_honest_sum():
+    """Why trip 4 exists: n = 10, t = 6, and the server learns a sum of four.
+
+    Each client is told a survivor set of six, as large as its floor asks for, but each another
+    one. Six members look dead to six clients each, so that their pairwise masks come off.
     """
     count, threshold = 10, 6
     rig = Rig(count, mode="semi-honest", threshold=0.51)
     assert rig.policy.sharing(count).threshold == threshold
-    requests = rig.to("unmask")
-    summed = {8, 9, 10}
-    dead = [member for member in range(1, count + 1) if member not in summed]
-    # 42 tellings of "dead" are needed; ten clients can be told four each, so six can be dead.
-    dead = dead[:6]
-    told_dead = {member: [] for member in requests}
-    for index, victim in enumerate(dead):
-        liars = [
-            member
-            for offset in range(count)
-            if (member := (index + 2 + offset) % count + 1) != victim and len(told_dead[member]) < 4
-        ]
-        for member in liars[:threshold]:
-            told_dead[member].append(victim)
-    given: dict[tuple[int, str], int] = {}
-    for member, request in requests.items():
-        alive = tuple(each for each in request.members if each not in told_dead[member])
+    inboxes = rig.to("mask")
+    masked = {member: rig.clients[member].mask(inbox) for member, inbox in inboxes.items()}
+    for each in masked.values():
+        rig.server.receive(each)
+    told = lies(count, threshold, count - threshold)
+    shares: dict[tuple[int, str], dict[int, bytes]] = {}
+    for member, request in rig.server.unmask_requests().items():
+        alive = tuple(each for each in request.members if each not in told[member])
         assert len(alive) >= threshold
         reveal = rig.clients[member].unmask(change(request, members=alive))
-        for owner in reveal.owners:
+        for owner, share in zip(reveal.owners, reveal.shares, strict=True):
             kind = "self" if owner in alive else "pair"
-            given[owner, kind] = given.get((owner, kind), 0) + 1
-    pairs = {owner for owner in dead if given.get((owner, "pair"), 0) >= threshold}
-    selves = {owner for owner in range(1, 11) if given.get((owner, "self"), 0) >= threshold}
-    # The sum over the complement of `pairs` is open, and it is smaller than any client allowed.
-    assert selves == set(range(1, 11)) - pairs
-    assert len(selves) < threshold
+            shares.setdefault((owner, kind), {})[member] = share
+    secrets = {key: combine(got, threshold) for key, got in shares.items() if len(got) >= threshold}
+    dead = sorted(owner for owner, kind in secrets if kind == "pair")
+    left = sorted(owner for owner, kind in secrets if kind == "self")
+    assert len(left) == 4
+    assert sorted(dead + left) == list(range(1, count + 1))
 
-    active = Rig(count, mode="active", threshold=0.51)
-    told = active.to("commit")
-    signed = 0
-    for member, survivors in told.items():
-        alive = {each for each in survivors.members if each not in told_dead[member]}
-        signers = tuple(each for each in survivors.signers if each in alive)
+    server = rig.server
+    total = sum(masked[member].words for member in left)
+    for owner in left:
+        total -= keystream(
+            bind.self_mask_key(secrets[owner, "self"], server._cohort, owner), len(total)
+        )
+    for gone in dead:
+        private = bind.mask_private_key(secrets[gone, "pair"], server._session, gone)
+        for owner in left:
+            key = bind.pair_mask_key(
+                private, server._in.bundles[owner].mask_key, server._cohort, gone, owner
+            )
+            mask = keystream(key, len(total))
+            total = total - mask if owner < gone else total + mask
+    opened = unpack(total[:-2], rig.policy.plan.lane, 7).astype(int)
+    assert opened.tolist() == rig.plain_sum(left).tolist()
+
+
+def test_attack_5_the_same_lies_find_no_quorum_in_active_mode():
+    count, threshold = 10, 6
+    rig = Rig(count, mode="active", threshold=0.51)
+    told = lies(count, threshold, count - threshold)
+    signed: dict[tuple[int, ...], int] = {}
+    for member, survivors in rig.to("commit").items():
+        members = tuple(each for each in survivors.members if each not in told[member])
         receipts = dict(zip(survivors.signers, survivors.receipts, strict=True))
+        signers = tuple(each for each in survivors.signers if each in members)
         view = change(
             survivors,
-            members=tuple(sorted(alive)),
+            members=members,
             signers=signers,
             receipts=tuple(receipts[each] for each in signers),
         )
-        active.clients[member].commit(view)
-        signed += alive == set(told[1].members) - set(told_dead[1])
-    # All sign, but for different sets: no set gets the quorum, and nothing is revealed.
-    assert signed < threshold
+        rig.clients[member].commit(view)
+        signed[members] = signed.get(members, 0) + 1
+    # Everybody signs once, but for another set: none of them gets its six signatures.
+    assert sum(signed.values()) == count
+    assert max(signed.values()) < threshold
 
 
 def test_attack_5_a_late_client_is_left_out_and_the_sum_stays_exact():
