@@ -557,7 +557,16 @@ def _refuse_single_updates(strategy: Strategy) -> None:
 def _size(message: Message) -> int:
     if message.has_error():
         return len(message.error.reason or "")
-    return sum(record.count_bytes() for record in message.content.values())
+    return _content_bytes(message.content)
+
+
+def _content_bytes(content: RecordDict) -> int:
+    return sum(record.count_bytes() for record in content.values())
+
+
+def masked_upload_bytes(masked: Masked) -> int:
+    """Return the bytes of a masked vector as Flower sends it, with its receipt and names."""
+    return _content_bytes(_to_records("mask", masked))
 
 
 def _from_records(trip: str, content: RecordDict) -> Any:
