@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.client.mod.secure_aggregation.secaggplus_mod import secaggplus_mod
 from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import (
@@ -154,7 +154,7 @@ class _Grid:
 
 def run_workflow(
     count: int, length: int, lost: Mapping[int, Collection[int]] | None = None
-) -> tuple[float, NDArray[np.float64] | None, list[str]]:
+) -> tuple[float, NDArray | None, list[str]]:
     """Run the whole workflow over a complete graph with a threshold of two thirds.
 
     Returns:
@@ -168,7 +168,7 @@ def run_workflow(
     }
     grid = _Grid(clients, lost or {})
     first = ndarrays_to_parameters([np.zeros(length, dtype=np.float32)])
-    told: list[NDArray] = []
+    told: list[ArrayRecord] = []
 
     class Plain:
         """The least that the workflow asks of a strategy."""
