@@ -233,7 +233,7 @@ class Client:
                     channel, bundles[peer].channel_key, everyone, self.member, peer
                 )
                 data = bind.channel_data(everyone, self.member, peer, bound)
-                ciphertexts.append(seal(key, pair[0] + pair[1], data))
+                ciphertexts.append(seal(key, pair[0] + pair[1], data, self._rng))
                 commitments.append(bound)
             own = self_shares[self.member]
             commitments.append(

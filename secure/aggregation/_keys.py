@@ -21,8 +21,8 @@ from secure.random import SecureRandom
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
-# A key of `seal` is derived for one direction of one pair in one session, and used once.
-_ONE_TIME_NONCE = bytes(12)
+NONCE_BYTES = 12
+TAG_BYTES = 16
 # A private key that protects nothing: exchanges with it only test the other side's key.
 _ANYBODY = X25519PrivateKey.from_private_bytes(bytes(range(KEY_BYTES)))
 
@@ -163,20 +163,26 @@ def derive(secret: bytes, *context: Part) -> bytes:
     return HKDF(hashes.SHA256(), KEY_BYTES, None, digest("key", *context)).derive(secret)
 
 
-def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
-    """Encrypt by ChaCha20-Poly1305. NEVER SEAL TWICE UNDER ONE KEY: the nonce is fixed."""
-    return ChaCha20Poly1305(key).encrypt(_ONE_TIME_NONCE, plaintext, associated)
+def seal(key: bytes, plaintext: bytes, associated: bytes, rng: SecureRandom) -> bytes:
+    """Encrypt by ChaCha20-Poly1305 (RFC 8439): nonce, ciphertext, tag.
+
+    A key is derived for one direction of one pair in one session and is used once; the nonce is
+    random all the same, so that a client set back to an older state repeats none.
+    """
+    nonce = rng.token(NONCE_BYTES)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, associated)
 
 
-def unseal(key: bytes, ciphertext: bytes, associated: bytes, sender: int) -> bytes:
+def unseal(key: bytes, sealed: bytes, associated: bytes, sender: int) -> bytes:
     """Decrypt what `seal` made.
 
     Raises:
         IntegrityError: The ciphertext was altered, or made for another key, session or member.
     """
     try:
-        return ChaCha20Poly1305(key).decrypt(_ONE_TIME_NONCE, ciphertext, associated)
-    except InvalidTag:
+        nonce, ciphertext = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
+        return ChaCha20Poly1305(key).decrypt(nonce, ciphertext, associated)
+    except (InvalidTag, ValueError):
         raise IntegrityError(
             f"the shares from member {sender} don't decrypt: altered, or meant for another "
             "session or member"

@@ -23,6 +23,8 @@ MAX_METRIC = float(1 << 15)
 # clients · weight · metric · 2^16 stays below 2^63: 2^11 · 2^20 · 2^15 · 2^16 = 2^62.
 MAX_CLIENTS = 1 << 11
 _COUNT_WORDS = 2
+_WHOLE = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_DTYPES = ("float16", "float32", "float64", "bool", *_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class Layout:
                     *layout.metrics,
                     schema,
                     *(name for name, _, _ in layout.arrays),
-                    *(dtype for _, _, dtype in layout.arrays),
                 )
             )
+            sound = sound and all(dtype in _DTYPES for _, _, dtype in layout.arrays)
         except (ValueError, TypeError, RecursionError):
             sound = False
         if not sound or layout.to_json() != text:  # pyright: ignore[reportPossiblyUnbound]

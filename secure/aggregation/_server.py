@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from secure.aggregation import _binding as bind
 from secure.aggregation._client import StageError
 from secure.aggregation._graph import neighbourhoods
-from secure.aggregation._keys import Roster, Verify, check_public_key, verify
+from secure.aggregation._keys import NONCE_BYTES as SEAL_NONCE_BYTES
+from secure.aggregation._keys import TAG_BYTES, Roster, Verify, check_public_key, verify
 from secure.aggregation._messages import (
     COMMITMENT_BYTES,
     NONCE_BYTES,
@@ -34,7 +35,7 @@ from secure.aggregation._shamir import SECRET_BYTES, combine
 from secure.errors import IntegrityError, PeerError, PolicyError, SecureError
 from secure.random import SecureRandom, keystream
 
-SEALED_BYTES = 2 * SECRET_BYTES + 16
+SEALED_BYTES = SEAL_NONCE_BYTES + 2 * SECRET_BYTES + TAG_BYTES
 
 
 @dataclass(frozen=True)

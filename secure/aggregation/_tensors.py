@@ -14,8 +14,14 @@ Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 def is_float(array: NDArray) -> bool:
-    """Tell whether an array is learned; whole numbers are counters, of batches say."""
-    return bool(np.issubdtype(array.dtype, np.floating))
+    """Tell whether an array is learned; whole numbers are counters, of batches say.
+
+    Raises:
+        ParameterError: The array holds neither floats nor whole numbers.
+    """
+    if array.dtype.kind not in "fiub":
+        raise ParameterError(f"arrays of {array.dtype} can't be summed; use float32")
+    return array.dtype.kind == "f"
 
 
 def _wide(array: NDArray) -> NDArray:

@@ -339,7 +339,7 @@ class _Theirs:
         return {node: self.collect(node) for node in self.clients}
 
 
-def _levels_of(victim: PeerClient) -> NDArray[np.float64]:
+def _levels_of(victim: PeerClient) -> NDArray:
     """Return the levels that a victim's update lies at, before random rounding."""
     return (np.clip(victim.update, -CLIP, CLIP) + CLIP) * (LEVELS / (2 * CLIP))
 

@@ -64,8 +64,9 @@ def test_agreement_is_symmetric_and_bound_to_its_context():
 
 def test_sealing():
     key = derive(bytes(32), "a key")
-    sealed = seal(key, b"text", b"data")
+    sealed = seal(key, b"text", b"data", RNG)
     assert unseal(key, sealed, b"data", 1) == b"text"
+    assert seal(key, b"text", b"data", RNG)[:12] != sealed[:12]
     for bad in ((sealed[:-1], b"data"), (sealed, b"other"), (b"", b"data")):
         with pytest.raises(IntegrityError, match="member 1"):
             unseal(key, *bad, 1)
