@@ -8,11 +8,10 @@ or `evaluate` message; the others carry the same message type and end in the mod
 never sees them. The mod comes first in `mods`: what stands before it sees the protocol's messages.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.aggregation._client import Client, StageError
-from secure.aggregation._history import RoundRecord, TripRecord
+from secure.aggregation._drive import REJECTED, Answer, Drive, log
+from secure.aggregation._history import RoundRecord
 from secure.aggregation._keys import Identity, Roster
 from secure.aggregation._messages import (
     Advert,
@@ -74,8 +74,6 @@ try:
     )
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
-
-log = logging.getLogger("secure.aggregation")
 
 RECORD = "secagg"
 WORDS = "secagg-words"
@@ -290,20 +288,14 @@ def _to_records(trip: str, message: Any) -> RecordDict:
 # --- the server's side ---------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Open:
     """A session that is under way."""
 
-    server: Server
-    kind: str
-    round: int
+    drive: Drive
     grid: Grid
     requests: list[Message]
     arrays: dict[str, NDArray]
-    started: float
-    trips: list[TripRecord] = field(default_factory=list)
-    nodes: dict[int, int] = field(default_factory=dict)
-    refusals: dict[int, str] = field(default_factory=dict)
 
 
 class SecAggStrategy(Strategy):
@@ -311,7 +303,7 @@ class SecAggStrategy(Strategy):
 
     The inner strategy gets one reply, which holds the mean of the updates (added to the arrays
     that were sent, unless the policy's update is `delta`), the mean of each metric weighted by
-    examples, and the sum of the examples. Array of whole numbers keep the server's values. A
+    examples, and the sum of the examples. Arrays of whole numbers keep the server's values. A
     round in which too few clients are left is abandoned: the model stays, the run goes on.
 
     Attributes:
@@ -414,7 +406,8 @@ class SecAggStrategy(Strategy):
                 Message(content, meta.dst_node_id, meta.message_type, group_id=str(server_round))
             )
         before = {name: array.numpy() for name, array in arrays.items()}
-        self._open = _Open(server, kind, server_round, grid, requests, before, time.perf_counter())
+        drive = Drive(server, len(requests), sum(map(_size, requests)))
+        self._open = _Open(drive, grid, requests, before)
         return requests
 
     def _mean_reply(self, replies: Iterable[Message]) -> Message | None:
@@ -422,116 +415,37 @@ class SecAggStrategy(Strategy):
         session, self._open = self._open, None
         if session is None:
             return None
-        answers = ((reply.metadata.src_node_id, reply) for reply in replies)
+        drive, first = session.drive, session.requests[0]
+
+        def send(trip: str, outgoing: dict[int, Any]) -> tuple[int, Iterator[Answer]]:
+            meta = first.metadata
+            messages = [
+                Message(_to_records(trip, message), node, meta.message_type, group_id=meta.group_id)
+                for node, message in outgoing.items()
+            ]
+            answers = _exchange(session.grid, messages, self._timeout_s)
+            return sum(map(_size, messages)), _answers(trip, answers)
+
+        adverts = ((reply.metadata.src_node_id, reply) for reply in replies)
         summed, reason, reply = 0, "", None
         try:
-            self._take(session, "advertise", session.requests, answers, session.started)
-            total = self._later_trips(session)
+            total = drive.run(_answers("advertise", adverts), send)
             mean = decode(total.words, total.layout, self.policy, len(total.survivors))
-            reply = Message(
-                self._mean_content(session, total.layout, mean), reply_to=session.requests[0]
-            )
+            reply = Message(self._mean_content(session, total.layout, mean), reply_to=first)
             summed = mean.clients
         except SecureError as error:
             reason = str(error)
-            log.warning("%s round %d is abandoned: %s", session.kind, session.round, reason)
-        faults = tuple(f"member {each.member}: {each.reason}" for each in session.server.faults)
-        self.history.append(
-            RoundRecord(
-                session.round,
-                session.kind,
-                len(session.requests),
-                summed,
-                reason,
-                tuple(session.trips),
-                session.refusals,
-                faults,
-            )
-        )
+            setup = drive.server.setup
+            log.warning("%s round %d is abandoned: %s", setup.kind, setup.round, reason)
+        self.history.append(drive.record(summed, reason))
         return reply
-
-    def _later_trips(self, session: _Open) -> Any:
-        server = session.server
-        steps: list[tuple[str, Callable[[], dict[int, Any]]]] = [
-            ("share", server.cohorts),
-            ("mask", server.inboxes),
-            ("commit", server.survivors),
-            ("unmask", server.unmask_requests),
-        ]
-        for name, step in steps:
-            if name == "commit" and not self.policy.active:
-                continue
-            start = time.perf_counter()
-            outgoing = step()
-            first = session.requests[0].metadata
-            messages = [
-                Message(
-                    _to_records(name, message),
-                    session.nodes[member],
-                    first.message_type,
-                    group_id=first.group_id,
-                )
-                for member, message in outgoing.items()
-            ]
-            prepared = time.perf_counter() - start
-            answers = _exchange(session.grid, messages, self._timeout_s)
-            self._take(session, name, messages, answers, time.perf_counter(), prepared)
-        start = time.perf_counter()
-        total = server.result()
-        # The sum is unmasked after the last trip, and belongs to it.
-        last = session.trips[-1]
-        spent = last.server_s + time.perf_counter() - start
-        session.trips[-1] = TripRecord(**{**vars(last), "server_s": spent})
-        return total
-
-    def _take(
-        self,
-        session: _Open,
-        trip: str,
-        sent: list[Message],
-        answers: Iterable[tuple[int, Message]],
-        start: float,
-        computed: float = 0.0,
-    ) -> None:
-        """Take a trip's answers in as they come, and keep none of them."""
-        answered = upload = 0
-        waited_from = start
-        waited = 0.0
-        for node, answer in answers:
-            arrived = time.perf_counter()
-            waited += arrived - waited_from
-            upload += _size(answer)
-            answered += self._accept(session, trip, node, answer)
-            waited_from = time.perf_counter()
-            computed += waited_from - arrived
-        waited += time.perf_counter() - waited_from
-        session.trips.append(
-            TripRecord(trip, len(sent), answered, sum(map(_size, sent)), upload, waited, computed)
-        )
-
-    def _accept(self, session: _Open, trip: str, node: int, answer: Message) -> int:
-        if answer.has_error():
-            session.refusals[node] = answer.error.reason or str(answer.error.code)
-            return 0
-        try:
-            message = _from_records(trip, answer.content)
-            sender = getattr(message, "sender", None)
-            if sender is not None and session.nodes.get(sender) != node:
-                raise IntegrityError(f"node {node} answers for member {sender}")
-            member = session.server.receive(message)
-        except SecureError as error:
-            log.warning("node %d is left out of the round: %s", node, error)
-            session.refusals[node] = "rejected by the server"
-            return 0
-        session.nodes.setdefault(member, node)
-        return 1
 
     def _mean_content(self, session: _Open, layout: Layout, mean: Aggregate) -> RecordDict:
         metrics = MetricRecord({**mean.metrics, self._weight_key: mean.weight})
         content = RecordDict({"metrics": metrics})
         if layout.schema:
             content["schema"] = ConfigRecord({SCHEMA_KEY: layout.schema})
-        if session.kind == "evaluate":
+        if session.drive.server.setup.kind == "evaluate":
             return content
         before = session.arrays if self.policy.update == "weights" else None
         arrays = restore(mean.mean, layout, before)
@@ -587,11 +501,27 @@ def _from_records(trip: str, content: RecordDict) -> Any:
     return from_fields(_ANSWERS[trip], flat, words)
 
 
+def _answers(trip: str, replies: Iterable[tuple[int, Message]]) -> Iterator[Answer]:
+    """Parse replies as they arrive."""
+    for node, reply in replies:
+        if reply.has_error():
+            yield Answer(node, _size(reply), refusal=reply.error.reason or str(reply.error.code))
+            continue
+        try:
+            message = _from_records(trip, reply.content)
+        except SecureError as error:
+            log.warning("node %d is left out of the round: %s", node, error)
+            yield Answer(node, _size(reply), refusal=REJECTED)
+            continue
+        yield Answer(node, _size(reply), message)
+
+
 def _exchange(
     grid: Grid, messages: list[Message], timeout_s: float
 ) -> Iterator[tuple[int, Message]]:
     """Send messages and give each answer out as it arrives, with the node it came from."""
-    pushed = zip(grid.push_messages(messages), messages, strict=True)
+    # A grid that could not push gives None for a message, or no ids at all.
+    pushed = zip(grid.push_messages(messages), messages, strict=False)
     waiting = {each: message.metadata.dst_node_id for each, message in pushed if each}
     deadline = time.monotonic() + timeout_s
     pause = _PULL_FIRST_S
