@@ -1,7 +1,8 @@
 """Secure aggregation as it grows: `python -m simulations.aggregation_growth [--out DIR]`.
 
 Measures whole sessions for cohorts of 10 to 1000 clients and 10^4 to 10^6 parameters, a tenth of
-the clients dropping out, and writes a table (Markdown), the numbers (JSON) and a plot (SVG).
+the clients dropping out, in CPU seconds; writes a table (Markdown), the numbers (JSON) and a plot
+(SVG).
 """
 
 import json
@@ -27,7 +28,8 @@ def table(cells: list[Growth]) -> str:
     ]
     lines += [
         f"| {cell.clients} | {cell.dropouts} | {cell.length:,} | {cell.neighbours} | {cell.lane} "
-        f"| {cell.client_s:.3f} | {cell.server_s:.2f} | {cell.wall_s:.1f} | {cell.peak_mib:.0f} |"
+        f"| {cell.client_s:.3f} | {cell.server_s:.2f} | {cell.session_s:.1f} "
+        f"| {cell.peak_mib:.0f} |"
         for cell in cells
     ]
     return "\n".join(lines) + "\n"
@@ -55,7 +57,7 @@ def draw(cells: list[Growth], path: Path) -> None:
     for axis, title in zip(axes, ("one client, all trips", "server, all trips"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("clients")
-        axis.set_ylabel("seconds")
+        axis.set_ylabel("CPU seconds")
         axis.grid(visible=True, which="major", alpha=0.3)
     axes[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})

@@ -26,8 +26,8 @@ class Session:
     """What a local session took.
 
     Attributes:
-        client_s: Seconds of all clients together, by trip.
-        server_s: Seconds of the server.
+        client_s: CPU seconds of all clients together, by trip.
+        server_s: CPU seconds of the server.
         refusals: Error by member, for clients that refused.
     """
 
@@ -74,25 +74,25 @@ def run_session(
         for member, message in outgoing.items():
             if member in gone:
                 continue
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 reply = answer(clients[member], message)
             except SecureError as error:
                 timings.refusals[member] = error
                 gone.add(member)
                 continue
-            middle = time.perf_counter()
+            middle = time.process_time()
             with suppress(SecureError):
                 server.receive(reply)
             timings.client_s[name] += middle - start
-            timings.server_s += time.perf_counter() - middle
+            timings.server_s += time.process_time() - middle
 
     def closed(step: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return step()
         finally:
-            timings.server_s += time.perf_counter() - start
+            timings.server_s += time.process_time() - start
 
     def advertise(client: Client, setup: Any) -> Any:
         client.open(setup)

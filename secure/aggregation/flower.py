@@ -478,9 +478,9 @@ def _content_bytes(content: RecordDict) -> int:
     return sum(record.count_bytes() for record in content.values())
 
 
-def masked_upload_bytes(masked: Masked) -> int:
-    """Return the bytes of a masked vector as Flower sends it, with its receipt and names."""
-    return _content_bytes(_to_records("mask", masked))
+def upload_bytes(trip: str, message: Any) -> int:
+    """Return the bytes of a protocol message as Flower carries it, with its names."""
+    return _content_bytes(_to_records(trip, message))
 
 
 def _from_records(trip: str, content: RecordDict) -> Any:
