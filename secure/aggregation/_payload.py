@@ -131,6 +131,26 @@ def clipped(vector: NDArray[np.floating], policy: Policy) -> float:
     return policy.plan.bound / norm
 
 
+def examples_and_metrics(
+    record: Mapping[str, object], weighted_by_key: str
+) -> tuple[float, dict[str, float]]:
+    """Take a reply's numbers apart: the number of examples, and the metrics.
+
+    Raises:
+        ParameterError: The number of examples is missing, or a metric is not one number.
+    """
+    metrics: dict[str, float] = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float):
+            raise ParameterError(
+                f"metric {name!r} is a list, whose length would be told; reply with its mean"
+            )
+        metrics[name] = float(value)
+    if weighted_by_key not in metrics:
+        raise ParameterError(f"a reply's MetricRecord holds {weighted_by_key!r}")
+    return metrics.pop(weighted_by_key), metrics
+
+
 def _fixed(value: float, rng: SecureRandom) -> int:
     """Round value · 2^16 at random to an integer, without bias."""
     scaled = value * POINT

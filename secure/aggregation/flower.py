@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from secure.aggregation._client import Client, StageError
 from secure.aggregation._drive import REJECTED, Answer, Drive, log
 from secure.aggregation._history import RoundRecord
-from secure.aggregation._keys import Identity, Roster
+from secure.aggregation._keys import Roster
 from secure.aggregation._messages import (
     Advert,
     Cohort,
@@ -36,9 +36,16 @@ from secure.aggregation._messages import (
     from_fields,
     to_fields,
 )
-from secure.aggregation._payload import Aggregate, Layout, decode, encode
+from secure.aggregation._payload import (
+    Aggregate,
+    Layout,
+    decode,
+    encode,
+    examples_and_metrics,
+)
 from secure.aggregation._policy import Policy
-from secure.aggregation._provision import ROSTER_FILE, key_file, load_identity
+from secure.aggregation._provision import credentials
+from secure.aggregation._refusals import REFUSALS, refusal
 from secure.aggregation._server import Server
 from secure.aggregation._state import ClientState
 from secure.aggregation._tensors import difference, flatten, is_float, restore
@@ -78,9 +85,6 @@ except ImportError:
 RECORD = "secagg"
 WORDS = "secagg-words"
 SCHEMA_KEY = "schema-hash"
-REFUSALS = {"policy": 1101, "stage": 1102, "integrity": 1103, "input": 1104, "client": 1105}
-"""Code of the `Error` that a client answers with, by its reason: nothing else is ever said."""
-
 _ANSWERS = {"advertise": Advert, "share": Dealt, "mask": Masked, "commit": Commit, "unmask": Reveal}
 _ASKS: dict[str, tuple[type, Callable[[Client, Any], Any]]] = {
     "share": (Cohort, Client.share),
@@ -139,7 +143,7 @@ def secagg_mod(
                 )
         # The text of an exception may hold data: it stays in this machine's log.
         except Exception as error:
-            code = _refusal(error)
+            code = refusal(error)
             log.error(
                 "secure aggregation refused a %s message (%s): %s",
                 kind,
@@ -153,36 +157,10 @@ def secagg_mod(
     return mod
 
 
-def _refusal(error: Exception) -> str:
-    if isinstance(error, StageError):
-        return "stage"
-    if isinstance(error, PolicyError):
-        return "policy"
-    if isinstance(error, IntegrityError):
-        return "integrity"
-    return "input" if isinstance(error, ParameterError) else "client"
-
-
-def _credentials(context: Context, directory: Path | None) -> tuple[Identity, Roster]:
-    config = context.node_config
-    if directory is not None:
-        partition = config.get("partition-id")
-        if type(partition) is not int:
-            raise ParameterError("the node's configuration lacks a partition-id")
-        return load_identity(key_file(directory, partition)), Roster.load(directory / ROSTER_FILE)
-    identity, roster = config.get("secagg-identity"), config.get("secagg-roster")
-    if not isinstance(identity, str) or not isinstance(roster, str):
-        raise ParameterError(
-            "the node's configuration lacks secagg-identity or secagg-roster; "
-            "start the node with both paths in --node-config"
-        )
-    return load_identity(Path(identity)), Roster.load(Path(roster))
-
-
 @contextmanager
 def _client(context: Context, policy: Policy, directory: Path | None) -> Iterator[Client]:
     """Take the client up where the last message left it, and put it down again."""
-    identity, roster = _credentials(context, directory)
+    identity, roster = credentials(context.node_config, directory)
     kept = context.state.config_records.get(RECORD)
     array = context.state.array_records.get(WORDS)
     client = Client(
@@ -246,16 +224,9 @@ def _reply_parts(
 ) -> tuple[NDArray[np.floating], Layout, float, dict[str, float]]:
     """Take the app's reply apart: update, what it holds, examples, metrics."""
     records = list(reply.metric_records.values())
-    if len(records) != 1 or weighted_by_key not in records[0]:
-        raise ParameterError(f"a reply holds one MetricRecord with {weighted_by_key!r}")
-    metrics: dict[str, float] = {}
-    for name, value in records[0].items():
-        if isinstance(value, list):
-            raise ParameterError(
-                f"metric {name!r} is a list, whose length would be told; reply with its mean"
-            )
-        metrics[name] = float(value)
-    weight = metrics.pop(weighted_by_key)
+    if len(records) != 1:
+        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
+    weight, metrics = examples_and_metrics(records[0], weighted_by_key)
     schemas = {
         str(config[SCHEMA_KEY]) for config in reply.config_records.values() if SCHEMA_KEY in config
     }
@@ -346,6 +317,7 @@ class SecAggStrategy(Strategy):
         self._array_key = str(getattr(strategy, "arrayrecord_key", "arrays"))
         self._rng = SecureRandom()
         self._open: _Open | None = None
+        self._spent: dict[str, int] = {}
 
     def summary(self) -> None:
         """Log the inner strategy's summary and the terms."""
@@ -396,7 +368,10 @@ class SecAggStrategy(Strategy):
         if not messages:
             return []
         run = str(messages[0].metadata.run_id)
-        server = Server(self.policy, run, server_round, kind, self._rng, self._roster)
+        # A strategy that is started again counts from 1, but a client opens no round twice.
+        number = max(server_round, self._spent.get(kind, 0) + 1)
+        self._spent[kind] = number
+        server = Server(self.policy, run, number, kind, self._rng, self._roster)
         setup = _to_records("advertise", server.setup)
         requests = []
         for message in messages:

@@ -224,3 +224,14 @@ def test_integer_deltas_are_summed_exactly(keys):
     total = result.arrays["encoded"].numpy() * (NODES - 1)
     assert np.rint(total).tolist() == (np.arange(20) * -20).tolist()
     assert np.abs(total - np.rint(total)).max() < 1e-9
+
+
+def test_a_strategy_that_is_started_again_goes_on(keys):
+    folder, members = keys
+    grid = LocalGrid(make_app([secagg_mod(policy(), folder)]), NODES)
+    wrapped = SecAggStrategy(flower.FedAvg(fraction_evaluate=0.0, **ALL), policy(), members)
+    arrays = initial()
+    for _ in range(3):
+        arrays = wrapped.start(grid, arrays, num_rounds=1).arrays
+    assert [record.summed for record in wrapped.history] == [NODES] * 3
+    assert [record.round for record in wrapped.history] == [1, 2, 3]
