@@ -18,24 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secure.aggregation import _messages as wire
 from secure.aggregation._client import Client, StageError
 from secure.aggregation._drive import REJECTED, Answer, Drive, log
 from secure.aggregation._history import RoundRecord
 from secure.aggregation._keys import Roster
-from secure.aggregation._messages import (
-    Advert,
-    Cohort,
-    Commit,
-    Dealt,
-    Inbox,
-    Masked,
-    Reveal,
-    Setup,
-    Survivors,
-    UnmaskRequest,
-    from_fields,
-    to_fields,
-)
 from secure.aggregation._payload import (
     Aggregate,
     Layout,
@@ -85,21 +72,24 @@ except ImportError:
 RECORD = "secagg"
 WORDS = "secagg-words"
 SCHEMA_KEY = "schema-hash"
-_ANSWERS = {"advertise": Advert, "share": Dealt, "mask": Masked, "commit": Commit, "unmask": Reveal}
+_ANSWERS = {
+    "advertise": wire.Advert,
+    "share": wire.Dealt,
+    "mask": wire.Masked,
+    "commit": wire.Commit,
+    "unmask": wire.Reveal,
+}
 _ASKS: dict[str, tuple[type, Callable[[Client, Any], Any]]] = {
-    "share": (Cohort, Client.share),
-    "mask": (Inbox, Client.mask),
-    "commit": (Survivors, Client.commit),
-    "unmask": (UnmaskRequest, Client.unmask),
+    "share": (wire.Cohort, Client.share),
+    "mask": (wire.Inbox, Client.mask),
+    "commit": (wire.Survivors, Client.commit),
+    "unmask": (wire.UnmaskRequest, Client.unmask),
 }
 # Their aggregate_train uses the replies only through the weighted mean.
 _MEAN_ONLY = (FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 _PULL_FIRST_S, _PULL_MOST_S = 0.02, 1.0
 
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
-
-
-# --- the client's side ---------------------------------------------------------------------
 
 
 def secagg_mod(
@@ -200,10 +190,10 @@ def _answer(
     trip = flat.pop("trip", None)
     if isinstance(trip, str) and trip in _ASKS:
         ask, step = _ASKS[trip]
-        return _to_records(trip, step(client, from_fields(ask, flat)))
+        return _to_records(trip, step(client, wire.from_fields(ask, flat)))
     if trip != "advertise":
         raise IntegrityError("the server's message names no trip of the protocol")
-    setup = Setup.from_fields(flat)
+    setup = wire.Setup.from_fields(flat)
     if setup.kind != kind:
         raise StageError(f"a {setup.kind} session can't be opened by a {kind} message")
     client.open(setup)
@@ -249,14 +239,11 @@ def _only_arrays(content: RecordDict, whose: str) -> dict[str, NDArray]:
 
 
 def _to_records(trip: str, message: Any) -> RecordDict:
-    fields_ = to_fields(message) if not isinstance(message, Setup) else message.to_fields()
-    content = RecordDict({RECORD: ConfigRecord(fields_ | {"trip": trip})})
-    if isinstance(message, Masked):
+    flat = message.to_fields() if isinstance(message, wire.Setup) else wire.to_fields(message)
+    content = RecordDict({RECORD: ConfigRecord(flat | {"trip": trip})})
+    if isinstance(message, wire.Masked):
         content[WORDS] = ArrayRecord({"words": Array(message.words)})
     return content
-
-
-# --- the server's side ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -473,7 +460,7 @@ def _from_records(trip: str, content: RecordDict) -> Any:
             words = content.array_records[WORDS]["words"].numpy()
         except (KeyError, ValueError, TypeError):
             raise IntegrityError("a masked vector can't be read") from None
-    return from_fields(_ANSWERS[trip], flat, words)
+    return wire.from_fields(_ANSWERS[trip], flat, words)
 
 
 def _answers(trip: str, replies: Iterable[tuple[int, Message]]) -> Iterator[Answer]:
