@@ -1,7 +1,7 @@
 """Secure aggregation as it grows: `python -m simulations.aggregation_growth [--out DIR]`.
 
 Measures whole sessions for cohorts of 10 to 1000 clients and 10^4 to 10^6 parameters, a tenth of
-the clients dropping out, in CPU seconds; writes a table (Markdown), the numbers (JSON) and a plot
+the clients dropping out, in CPU seconds; writes a table (Markdown text), the numbers (JSON) and a plot
 (SVG).
 """
 
@@ -75,7 +75,7 @@ def main(
         cells.append(cell)
         told = {"machine": machine(), "cells": [asdict(each) for each in cells]}
         (out / f"{NAME}.json").write_text(json.dumps(told, indent=1) + "\n")
-        (out / f"{NAME}.md").write_text(table(cells))
+        (out / f"{NAME}.txt").write_text(table(cells))
     draw(cells, out / f"{NAME}.svg")
     print(table(cells))
 
