@@ -1,8 +1,8 @@
 """Secure aggregation as it grows: `python -m simulations.aggregation_growth [--out DIR]`.
 
 Measures whole sessions for cohorts of 10 to 1000 clients and 10^4 to 10^6 parameters, a tenth of
-the clients dropping out, in CPU seconds; writes a table (Markdown text), the numbers (JSON) and a plot
-(SVG).
+the clients dropping out, in CPU seconds; writes a table (Markdown text), the numbers (JSON) and a
+plot (SVG).
 """
 
 import json
