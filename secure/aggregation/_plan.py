@@ -1,0 +1,223 @@
+"""Lane plans: how finely an update is quantised, and in how many bits it is summed.
+
+A value x in [−bound, bound] becomes the integer (x + bound) / step, rounded at random so that
+its mean is exact, on `levels` levels that are 2·bound / (levels − 1) apart. The plan proves that
+no lane can overflow: clients · (levels − 1) < 2^lane.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure.aggregation._packing import LANES, WORD_BITS, lane_for, pack, unpack, words_for
+from secure.errors import ParameterError
+from secure.random import SecureRandom
+
+MAX_LEVELS = 1 << 31
+_POINT = float(1 << 32)
+# Fits into the cache, and fills whole words in every lane: a multiple of 1, 2, 3 and 4.
+_CHUNK = 3 << 14
+
+
+def _chunks(vector: NDArray[np.floating]) -> Iterator[NDArray[np.floating]]:
+    for start in range(0, len(vector), _CHUNK):
+        yield vector[start : start + _CHUNK]
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """How values are quantised and packed; client and server must hold the same one.
+
+    Attributes:
+        bound: Largest magnitude of a coordinate, positive and finite.
+        levels: Number of levels between −bound and bound, from 2 to 2^31.
+        lane: Bits of a lane, one of 16, 21, 32, 64.
+        clients: Most clients that are ever summed.
+
+    Guarantees:
+        Whatever the clients send, the sum of up to `clients` encoded vectors is exact: an
+        object that could overflow can't be made.
+
+    Raises:
+        ParameterError: A value is out of range, or the lane could overflow.
+
+    Example:
+        >>> LanePlan(bound=1.0, levels=2**14, lane=21, clients=128).bytes_per_parameter
+        2.6666666666666665
+    """
+
+    bound: float
+    levels: int
+    lane: int
+    clients: int
+
+    def __post_init__(self) -> None:
+        """Refuse what could overflow."""
+        if not (math.isfinite(self.bound) and self.bound > 0):
+            raise ParameterError(f"bound must be positive and finite, got {self.bound}")
+        if not 2 <= self.levels <= MAX_LEVELS:
+            raise ParameterError(f"levels must be in [2, 2^31], got {self.levels}")
+        if self.clients < 1:
+            raise ParameterError(f"clients must be at least 1, got {self.clients}")
+        if self.lane not in LANES:
+            raise ParameterError(f"lane must be one of {LANES}, got {self.lane}")
+        if self.clients * (self.levels - 1) >= 1 << self.lane:
+            raise ParameterError(
+                f"{self.clients} clients with {self.levels} levels overflow a lane of "
+                f"{self.lane} bits; use a wider lane or fewer levels"
+            )
+
+    @property
+    def step(self) -> float:
+        """Distance of two levels."""
+        return 2 * self.bound / (self.levels - 1)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes on the wire for one value."""
+        return 8 / (WORD_BITS // self.lane)
+
+    def rms_error(self, clients: int) -> float:
+        """Bound on the root-mean-square error of a coordinate of the mean over `clients`.
+
+        Stochastic rounding at a fraction f of a step has variance f(1−f)·step² ≤ step²/4.
+        """
+        return self.step / (2 * math.sqrt(clients))
+
+    def words(self, length: int) -> int:
+        """Return the number of 64-bit words that carry `length` values."""
+        return words_for(length, self.lane)
+
+    def quantise(
+        self, vector: NDArray[np.floating], rng: SecureRandom, scale: float = 1.0
+    ) -> NDArray[np.uint64]:
+        """Round `scale * vector` at random onto the levels, without bias.
+
+        Args:
+            vector: Shape `(length,)`, finite, `|scale * vector|` at most `bound`.
+            rng: Source of the rounding; a public one would tell the fraction away.
+            scale: Factor applied in float64 before rounding.
+
+        Returns:
+            Integers in `[0, levels)`, shape `(length,)`, dtype uint64. A value that sits on a
+            level, such as an integer under `integer_plan`, is kept exactly.
+
+        Raises:
+            ParameterError: A value is not finite or beyond the bound.
+        """
+        parts = [self._levels(chunk, rng, scale) for chunk in _chunks(vector)]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def _levels(
+        self, chunk: NDArray[np.floating], rng: SecureRandom, scale: float
+    ) -> NDArray[np.uint64]:
+        """Quantise what fits into the cache, in fixed point with 32 bits after the point."""
+        unit = _POINT / self.step
+        top = (self.levels - 1) * _POINT
+        y = np.multiply(chunk, scale * unit, dtype=np.float64)
+        y += self.bound * unit
+        low, high = float(y.min()), float(y.max())
+        # The clip leaves a norm a rounding error above its target; that much is no overstep.
+        # Written so that a NaN fails the comparison too.
+        if not (low >= -1e-6 * top and high <= top * (1 + 1e-6)):
+            raise ParameterError(
+                f"the update has a value that is not finite or beyond ±{self.bound:g}; "
+                "clip it, or raise the plan's bound"
+            )
+        if low < 0 or high > top:
+            np.clip(y, 0.0, top, out=y)
+        fixed = y.astype(np.int64)
+        fixed += rng.words((len(y) + 1) // 2).view(np.uint32)[: len(y)]
+        fixed >>= 32
+        return fixed.view(np.uint64)
+
+    def encode(
+        self, vector: NDArray[np.floating], rng: SecureRandom, scale: float = 1.0
+    ) -> NDArray[np.uint64]:
+        """Quantise and pack: words of shape `(words(length),)`, dtype uint64."""
+        parts = [pack(self._levels(chunk, rng, scale), self.lane) for chunk in _chunks(vector)]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def decode(self, words: NDArray[np.uint64], length: int, clients: int) -> NDArray[np.float64]:
+        """Turn summed words into the sum of the clients' values.
+
+        Args:
+            words: Sum modulo 2^64 of `clients` encoded vectors.
+            length: Values in a vector.
+            clients: How many were summed, from 1 to `self.clients`.
+
+        Returns:
+            The sum, shape `(length,)`, dtype float64.
+
+        Raises:
+            ParameterError: More clients than the plan allows, or words of another length.
+        """
+        if not 1 <= clients <= self.clients:
+            raise ParameterError(f"clients must be in [1, {self.clients}], got {clients}")
+        total = unpack(words, self.lane, length).astype(np.float64)
+        total *= self.step
+        total -= clients * self.bound
+        return total
+
+
+def plan(clients: int, clip_norm: float, error: float) -> LanePlan:
+    """Pick the narrowest lane that meets an error, and use all of its room.
+
+    Args:
+        clients: Most clients that are ever summed.
+        clip_norm: L2 norm that every update is clipped to; no coordinate is larger.
+        error: Root-mean-square error of a coordinate of the mean over `clients` that is still
+            acceptable, in the update's unit.
+
+    Returns:
+        The plan; its `rms_error(clients)` is at most `error`.
+
+    Raises:
+        ParameterError: A value is out of range, or no lane is fine enough.
+
+    Example:
+        >>> chosen = plan(clients=64, clip_norm=1.0, error=1e-5)
+        >>> chosen.lane, chosen.levels
+        (21, 32768)
+    """
+    if not (math.isfinite(error) and error > 0):
+        raise ParameterError(f"error must be positive and finite, got {error}")
+    if clients < 1:
+        raise ParameterError(f"clients must be at least 1, got {clients}")
+    for lane in LANES:
+        levels = min(MAX_LEVELS, ((1 << lane) - 1) // clients + 1)
+        if levels < 2:
+            continue
+        chosen = LanePlan(clip_norm, levels, lane, clients)
+        if chosen.rms_error(clients) <= error:
+            return chosen
+    raise ParameterError(
+        f"no lane brings the error of {clients} clients at clip norm {clip_norm:g} down to "
+        f"{error:g}; ask for a larger error or a smaller clip norm"
+    )
+
+
+def integer_plan(clients: int, magnitude: int) -> LanePlan:
+    """Plan for vectors that are integers already, such as discretised noise: nothing is rounded.
+
+    Args:
+        clients: Most clients that are ever summed.
+        magnitude: Largest absolute value of a coordinate, from 1 to 2^30 − 1.
+
+    Returns:
+        A plan of step 1: integers in `[−magnitude, magnitude]` are summed exactly.
+
+    Raises:
+        ParameterError: A value is out of range.
+
+    Example:
+        >>> integer_plan(clients=100, magnitude=2**20).lane
+        32
+    """
+    levels = 2 * magnitude + 1
+    if not 1 <= magnitude < MAX_LEVELS // 2:
+        raise ParameterError(f"magnitude must be in [1, 2^30 - 1], got {magnitude}")
+    return LanePlan(float(magnitude), levels, lane_for(levels, clients), clients)

@@ -1,0 +1,80 @@
+"""A client's memory between two trips: small, flat, and emptied as the session goes on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from secure.aggregation._messages import from_fields, to_fields
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """All that a client keeps; a fresh process goes on from it.
+
+    Attributes:
+        stage: `idle`, `opened`, `advertised`, `shared`, `masked` or `committed`.
+        train_round: Last round for which a training session was opened; 0 before any.
+        evaluate_round: The same for evaluation sessions.
+        session: Hash of the open session.
+        terms: Its terms, as JSON.
+        channel_secret: X25519 private key that shares are decrypted with.
+        mask_seed: Secret behind the pairwise masks.
+        self_seed: Secret behind the own mask.
+        layout: Hash of what the vector holds.
+        bundle: The signed bundle that was sent.
+        cohort: Hash of all bundles.
+        members: Ids of the cohort.
+        neighbours: Ids of this member's neighbours.
+        channel_keys: Their channel keys.
+        mask_keys: Their mask keys.
+        degree: Neighbours of each member.
+        threshold: Shares that give a secret back.
+        quorum: Members that must be in the sum.
+        own_share: This member's share of its own self-mask seed.
+        dealers: Members who dealt shares.
+        peers: Neighbours among them.
+        self_shares: Shares of the peers' self-mask seeds.
+        mask_shares: Shares of the peers' mask seeds.
+        survivors: Members that this client signed for.
+    """
+
+    stage: str = "idle"
+    train_round: int = 0
+    evaluate_round: int = 0
+    session: bytes = b""
+    terms: str = ""
+    channel_secret: bytes = b""
+    mask_seed: bytes = b""
+    self_seed: bytes = b""
+    layout: bytes = b""
+    bundle: bytes = b""
+    cohort: bytes = b""
+    members: tuple[int, ...] = ()
+    neighbours: tuple[int, ...] = ()
+    channel_keys: tuple[bytes, ...] = ()
+    mask_keys: tuple[bytes, ...] = ()
+    degree: int = 0
+    threshold: int = 0
+    quorum: int = 0
+    own_share: bytes = b""
+    dealers: tuple[int, ...] = ()
+    peers: tuple[int, ...] = ()
+    self_shares: tuple[bytes, ...] = ()
+    mask_shares: tuple[bytes, ...] = ()
+    survivors: tuple[int, ...] = ()
+
+    def wiped(self) -> "ClientState":
+        """Return a state that remembers only which rounds are spent."""
+        return ClientState(train_round=self.train_round, evaluate_round=self.evaluate_round)
+
+    def to_fields(self) -> dict[str, Any]:
+        """Flatten into numbers, text, bytes and lists, to be stored on the client's machine."""
+        return to_fields(self)
+
+    @classmethod
+    def from_fields(cls, flat: dict[str, Any]) -> "ClientState":
+        """Rebuild what `to_fields` gave."""
+        return from_fields(cls, flat)
+
+    def __repr__(self) -> str:
+        # A log or a traceback must not show what is in here.
+        return f"ClientState(stage={self.stage!r})"
