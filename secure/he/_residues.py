@@ -13,6 +13,7 @@ from secure.he.residue_plan import ResiduePlan
 _LIMB_BITS = 27
 _EXACT_BITS = 53  # integers up to 2^53 are exact in float64
 _MAX_WIDTH = 2048  # wider inputs are summed in parts, so that weights keep 15 bits
+_COLUMNS = 512
 _LIMB_MASK = np.uint64((1 << _LIMB_BITS) - 1)
 
 
@@ -128,20 +129,28 @@ def _matmul_mod_part(
     integers: NDArray[np.float64], residues: NDArray[np.uint64], prime: int
 ) -> NDArray[np.uint64]:
     limbs = -(-prime.bit_length() // _LIMB_BITS)
-    total = np.zeros((integers.shape[0], residues.shape[1]), dtype=np.int64)
-    for index in reversed(range(limbs)):
-        limb = (residues >> np.uint64(_LIMB_BITS * index)) & _LIMB_MASK
-        product = integers @ limb.astype(np.float64)
-        total = _reduced(total, product, prime)
-    return total.astype(np.uint64)
+    out = np.empty((integers.shape[0], residues.shape[1]), dtype=np.int64)
+    # Columns by the block: what is put together stays in the cache.
+    for start in range(0, residues.shape[1], _COLUMNS):
+        block = residues[:, start : start + _COLUMNS]
+        total = np.zeros((integers.shape[0], block.shape[1]), dtype=np.int64)
+        for index in reversed(range(limbs)):
+            limb = (block >> np.uint64(_LIMB_BITS * index)) & _LIMB_MASK
+            _reduce(total, integers @ limb.astype(np.float64), prime)
+        out[:, start : start + _COLUMNS] = total
+    return out.view(np.uint64)
 
 
-def _reduced(high: NDArray[np.int64], low: NDArray[np.float64], prime: int) -> NDArray[np.int64]:
-    """Return `(high * 2^27 + low) mod prime` for `0 <= high < prime` and `|low| <= 2^53`."""
-    base = float(1 << _LIMB_BITS)
-    quotient = np.floor((high * base + low) * (1.0 / prime)).astype(np.int64)
+def _reduce(total: NDArray[np.int64], low: NDArray[np.float64], prime: int) -> None:
+    """Set `total`, in [0, prime), to `(total * 2^27 + low) mod prime`; `|low| <= 2^53`."""
+    quotient = total * float(1 << _LIMB_BITS)
+    quotient += low
+    quotient *= 1.0 / prime
+    np.floor(quotient, out=quotient)
     # The true remainder is small, so arithmetic that wraps modulo 2^64 gives it exactly.
-    rest = (high << _LIMB_BITS) + low.astype(np.int64) - quotient * prime
-    rest += prime * (rest < 0)
-    rest -= prime * (rest >= prime)
-    return rest
+    total <<= _LIMB_BITS
+    total += low.astype(np.int64)
+    total -= quotient.astype(np.int64) * prime
+    total += (total >> 63) & prime
+    total -= prime
+    total += (total >> 63) & prime

@@ -143,7 +143,7 @@ class HEParams:
         except ParameterError as error:
             raise WireError(f"inadmissible parameters: {error}") from error
 
-    def predicted_error(self) -> float:
+    def predicted_error(self, depth: int = 0) -> float:
         """Bound the error of one linear layer whose rows have unit norm, at these parameters.
 
         Six standard deviations of the independent noises in a slot (encryption, rotation of the
@@ -151,6 +151,9 @@ class HEParams:
         Arithmetic of Approximate Numbers", Asiacrypt 2017, section 3), and three of the bias of
         key switching. SEAL's digits lie in [0, q), not around 0: their mean q/2 times the error
         of the key is a polynomial with equal-sized coefficients, which gathers in slot 0.
+
+        Args:
+            depth: Rescalings before that layer; the vector it meets has norm `max_abs` too.
 
         Returns:
             Absolute error for an input of norm `max_abs`.
@@ -164,9 +167,11 @@ class HEParams:
             noise = n * ERROR_STD**2 * sum(digit**2 for digit in digits) / 12
             switch = math.sqrt(n * (noise + rounding))
             bias = sum(digits) * n**1.5 * ERROR_STD / math.pi
-        weight_bits = sum(self.data_bits) - 2.5 - self.scale_bits - math.log2(self.max_abs)
+        left = self.data_bits[: len(self.data_bits) - depth]
+        scale_bits = self.scale_bits if depth < 2 else 2 * self.scale_bits - self.data_bits[1]
+        weight_bits = sum(left) - 2.5 - scale_bits - math.log2(self.max_abs)
         weights = math.sqrt(n / 12) * self.max_abs * 2.0 ** -min(weight_bits, MAX_WEIGHT_BITS)
-        unit = 2.0**-self.scale_bits
+        unit = 2.0**-scale_bits
         return 6 * math.hypot(fresh * unit, switch * unit, weights) + 3 * bias * unit
 
     @classmethod
@@ -174,8 +179,8 @@ class HEParams:
         """Choose the cheapest parameters that reach an error.
 
         Args:
-            depth: Rescalings: 0 for one linear layer, a gallery or a sum; 1 for two products in
-                a row (LoRA kept apart); 2 for linear, square, linear.
+            depth: Rescalings, at most 2: 0 for one linear layer, a gallery or a sum; 1 for two
+                products in a row (LoRA kept apart); 2 for linear, square, linear.
             max_abs: Largest Euclidean norm of an input vector.
             abs_error: Error wanted on each result, for weight rows of unit norm.
             batch: Vectors encrypted at a time; from 256 on, one ciphertext a feature is
@@ -191,8 +196,8 @@ class HEParams:
             >>> HEParams.select(depth=0, max_abs=1.0, abs_error=1e-4, batch=2048).coeff_bits
             (53,)
         """
-        if depth < 0 or batch < 1:
-            raise ParameterError(f"depth >= 0 and batch >= 1 are needed, got {depth}, {batch}")
+        if not 0 <= depth <= 2 or batch < 1:
+            raise ParameterError(f"depth 0 to 2 and batch >= 1 are needed, got {depth}, {batch}")
         if not abs_error > 0:
             raise ParameterError(f"abs_error must be positive, got {abs_error}")
         best = math.inf
@@ -201,7 +206,7 @@ class HEParams:
                 params = cls(degree, bits, scale, max_abs)
             except ParameterError:
                 continue
-            error = params.predicted_error()
+            error = params.predicted_error(depth)
             best = min(best, error)
             if error <= abs_error:
                 why = (
@@ -222,8 +227,10 @@ def _candidates(depth: int, batch: int) -> list[tuple[int, tuple[int, ...], int]
         found += [(2048, (53,), 29)]
     if depth == 0:
         found += [(4096, (51, 55), 28)]
-    if depth <= 1:
-        found += [(8192, (60, 40, 60), 50 if depth == 0 else 40)]
+        found += [(8192, (60, 40, 60), 50)]
+        found += [(8192, (60, 60, 60), 70)]
+    # Half of the last prime's bits go to the scale, the others to the last layer's weights.
+    scale = 36 if depth == 1 else 38
     middle = (40,) * depth
-    found += [(degree, (60, *middle, 60), 40) for degree in (8192, 16384, 32768)]
+    found += [(degree, (60, *middle, 60), scale) for degree in (8192, 16384, 32768) if depth]
     return found
