@@ -21,6 +21,7 @@ from secure.he.errors import (
     WireError,
 )
 from secure.he.gallery import EncryptedGallery, top_k
+from secure.he.guarded import GuardedLinear
 from secure.he.keys import EvaluationKeys
 from secure.he.linear import EncryptedLinear
 from secure.he.params import HEParams
@@ -37,6 +38,7 @@ __all__ = [
     "EncryptedProjection",
     "EncryptedSum",
     "EvaluationKeys",
+    "GuardedLinear",
     "HEAggregator",
     "HEClient",
     "HEParams",

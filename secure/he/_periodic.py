@@ -86,3 +86,22 @@ def rescale(params: HEParams, ciphertext: Any) -> Any:
         )
     seal.evaluator.rescale_to_next_inplace(ciphertext)
     return ciphertext
+
+
+def pair_rows(weight: NDArray[np.float64], width: int, m: int) -> NDArray[np.complex128]:
+    """Return `(m, width)` complex: row j holds outputs j and j + m."""
+    padded = np.zeros((2 * m, width))
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    return padded[:m] + 1j * padded[m:]
+
+
+def pair(values: NDArray[np.float64], m: int) -> NDArray[np.complex128]:
+    """Return `(m,)` complex: entry j holds values j and j + m."""
+    padded = np.zeros(2 * m)
+    padded[: len(values)] = values
+    return padded[:m] + 1j * padded[m:]
+
+
+def pair_bound(values: NDArray[np.float64], m: int) -> float:
+    """Return the largest magnitude of a complex slot that holds values j and j + m."""
+    return float(np.abs(pair(values, m)).max())

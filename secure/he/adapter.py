@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError
-from secure.he._periodic import PeriodicLayer, add_periodic, rescale
+from secure.he._periodic import (
+    PeriodicLayer,
+    add_periodic,
+    pair,
+    pair_bound,
+    pair_rows,
+    rescale,
+)
 from secure.he._rotations import encode_weights, weight_bits
 from secure.he._seal import engine
 from secure.he.ciphertext import Encrypted
@@ -101,23 +108,6 @@ class _Chain:
         return source, inner
 
 
-def pair_rows(weight: NDArray[np.float64], width: int, m: int) -> NDArray[np.complex128]:
-    """Return `(m, width)` complex: row j holds outputs j and j + m."""
-    padded = np.zeros((2 * m, width))
-    padded[: weight.shape[0], : weight.shape[1]] = weight
-    return padded[:m] + 1j * padded[m:]
-
-
-def _pair(values: NDArray[np.float64], m: int) -> NDArray[np.complex128]:
-    padded = np.zeros(2 * m)
-    padded[: len(values)] = values
-    return padded[:m] + 1j * padded[m:]
-
-
-def _pair_bound(values: NDArray[np.float64], m: int) -> float:
-    return float(np.abs(_pair(values, m)).max())
-
-
 class EncryptedAdapter:
     """`y = W2 p(W1 x + b1) + b2` on an encrypted `x`, with a polynomial p of degree 2.
 
@@ -167,8 +157,8 @@ class EncryptedAdapter:
         self._chain = _Chain(self.plan, w1, b1, a1 / a2)
         m = self.plan.sizes[2]
         peaks = self._chain.largest_product(w2) + np.abs(b2)
-        self._second, _ = self._chain.second(w2, _pair_bound(peaks, m))
-        self._bias = _pair(b2, m)
+        self._second, _ = self._chain.second(w2, pair_bound(peaks, m))
+        self._bias = pair(b2, m)
 
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys | None) -> Encrypted:
         """Apply the adapter; raises as `EncryptedLinear` does."""
@@ -225,9 +215,9 @@ class EncryptedLoRA:
         n, _, m = self.plan.sizes
         norms = np.linalg.norm(base + b @ a, axis=1) + np.linalg.norm(base, axis=1)
         peaks = norms * params.max_abs + np.abs(shift)
-        self._second, bits = self._chain.second(b, _pair_bound(peaks, m))
+        self._second, bits = self._chain.second(b, pair_bound(peaks, m))
         self._base = PeriodicLayer(params, pair_rows(base, n, m), 1, 2.0**bits)
-        self._bias = _pair(shift, m)
+        self._bias = pair(shift, m)
 
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys | None) -> Encrypted:
         """Apply the layer; raises as `EncryptedLinear` does."""

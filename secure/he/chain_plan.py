@@ -1,4 +1,4 @@
-"""The layout of two layers in a row: periodic, so that nothing has to be packed again."""
+"""Periodic layouts: two layers in a row, or one whose results show nothing but outputs."""
 
 import functools
 from dataclasses import dataclass
@@ -80,14 +80,86 @@ class ChainPlan:
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Pack one vector `(in_features,)` into slots, with period n."""
-        padded = np.zeros(self.sizes[0])
-        padded[: self.in_features] = as_batch(values, self.in_features, 1)[0]
-        return np.tile(padded, self.params.slots // self.sizes[0])[None].astype(np.complex128)
+        return _tiled(values, self.in_features, self.sizes[0], self.params.slots)
 
     def decode(self, slots: NDArray[np.complex128]) -> NDArray[np.float64]:
         """Read `(1, out_features)` from the slots of the result."""
-        kept = slots[:, : self.sizes[2]]
-        return np.concatenate([kept.real, kept.imag], axis=1)[:, : self.out_features]
+        return _paired(slots, self.sizes[2], self.out_features)
+
+
+@dataclass(frozen=True)
+class PeriodicPlan:
+    """One linear layer whose every slot holds an output: nothing else of W shows in a result.
+
+    Args:
+        params: Encryption parameters, with a special prime.
+        in_features: Width of the input, at most the number of slots.
+        out_features: Width of the result, at most twice the number of slots.
+    """
+
+    KIND: ClassVar[int] = 5
+    params: HEParams
+    in_features: int
+    out_features: int
+
+    def __post_init__(self) -> None:
+        require_sides(self.in_features, self.out_features)
+        slots = self.params.slots
+        if max(self.in_features, -(-self.out_features // 2)) > slots:
+            raise ParameterError(f"a periodic layer fits {slots} slots, or {2 * slots} outputs")
+        if not self.params.rotates:
+            raise ParameterError("rotations need a special prime: choose parameters with two")
+
+    @property
+    def tag(self) -> bytes:
+        """The plan on the wire."""
+        return make_tag(self.KIND, self.in_features, self.out_features)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Input and complex output widths, padded to powers of two."""
+        return power_of_two(self.in_features), power_of_two(-(-self.out_features // 2))
+
+    @property
+    def input_ciphertexts(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def output_ciphertexts(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Rotations that need an evaluation key, ascending."""
+        return tuple(sorted(periodic_steps(*self.sizes)))
+
+    @property
+    def relinearises(self) -> bool:
+        """No product of ciphertexts."""
+        return False
+
+    def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
+        """Pack one vector `(in_features,)` into slots, with period n."""
+        return _tiled(values, self.in_features, self.sizes[0], self.params.slots)
+
+    def decode(self, slots: NDArray[np.complex128]) -> NDArray[np.float64]:
+        """Read `(1, out_features)` from the slots of the result."""
+        return _paired(slots, self.sizes[1], self.out_features)
+
+
+def _tiled(
+    values: NDArray[np.float64], width: int, period: int, slots: int
+) -> NDArray[np.complex128]:
+    padded = np.zeros(period)
+    padded[:width] = as_batch(values, width, 1)[0]
+    return np.tile(padded, slots // period)[None].astype(np.complex128)
+
+
+def _paired(slots: NDArray[np.complex128], m: int, width: int) -> NDArray[np.float64]:
+    kept = slots[:, :m]
+    return np.concatenate([kept.real, kept.imag], axis=1)[:, :width]
 
 
 def periodic_split(n: int, m: int) -> tuple[int, int]:

@@ -46,7 +46,7 @@ class EncryptedLinear:
         should: a ciphertext can be altered. W IS NOT HIDDEN from the client: `in_features`
         queries recover it by linear algebra, and the residue layout, whose results are an
         exact product of public residues, shows it in one. A server that must hide W
-        re-randomises (`secure.he.Rerandomiser`) and limits queries.
+        uses `GuardedLinear`, which re-randomises, floods and counts.
 
     Raises:
         RangeError: A result could leave the plaintext range of the parameters.

@@ -143,20 +143,17 @@ class HEParams:
         except ParameterError as error:
             raise WireError(f"inadmissible parameters: {error}") from error
 
-    def predicted_error(self, depth: int = 0) -> float:
-        """Bound the error of one linear layer whose rows have unit norm, at these parameters.
+    def noise(self) -> float:
+        """Bound the error of a slot of a fresh ciphertext after one rotation.
 
-        Six standard deviations of the independent noises in a slot (encryption, rotation of the
-        input, rounding of the encoded weights: Cheon et al., "Homomorphic Encryption for
-        Arithmetic of Approximate Numbers", Asiacrypt 2017, section 3), and three of the bias of
-        key switching. SEAL's digits lie in [0, q), not around 0: their mean q/2 times the error
-        of the key is a polynomial with equal-sized coefficients, which gathers in slot 0.
-
-        Args:
-            depth: Rescalings before that layer; the vector it meets has norm `max_abs` too.
+        Six standard deviations of encryption and key switching (Cheon et al., "Homomorphic
+        Encryption for Arithmetic of Approximate Numbers", Asiacrypt 2017, section 3), and three
+        of the bias of key switching: SEAL's digits lie in [0, q), not around 0, and their mean
+        q/2 times the error of the key is a polynomial with equal coefficients, which gathers in
+        slot 0.
 
         Returns:
-            Absolute error for an input of norm `max_abs`.
+            Absolute error at the scale of inputs.
         """
         n = self.poly_modulus_degree
         fresh = ERROR_STD * math.sqrt(n)
@@ -167,12 +164,25 @@ class HEParams:
             noise = n * ERROR_STD**2 * sum(digit**2 for digit in digits) / 12
             switch = math.sqrt(n * (noise + rounding))
             bias = sum(digits) * n**1.5 * ERROR_STD / math.pi
+        return (6 * math.hypot(fresh, switch) + 3 * bias) * 2.0**-self.scale_bits
+
+    def predicted_error(self, depth: int = 0) -> float:
+        """Bound the error of one linear layer whose rows have unit norm, at these parameters.
+
+        The sum of `noise` and of six standard deviations of the rounding of encoded weights.
+
+        Args:
+            depth: Rescalings before that layer; the vector it meets has norm `max_abs` too.
+
+        Returns:
+            Absolute error for an input of norm `max_abs`.
+        """
         left = self.data_bits[: len(self.data_bits) - depth]
         scale_bits = self.scale_bits if depth < 2 else 2 * self.scale_bits - self.data_bits[1]
         weight_bits = sum(left) - 2.5 - scale_bits - math.log2(self.max_abs)
-        weights = math.sqrt(n / 12) * self.max_abs * 2.0 ** -min(weight_bits, MAX_WEIGHT_BITS)
-        unit = 2.0**-scale_bits
-        return 6 * math.hypot(fresh * unit, switch * unit, weights) + 3 * bias * unit
+        rounding = math.sqrt(self.poly_modulus_degree / 12) * self.max_abs
+        weights = 6 * rounding * 2.0 ** -min(weight_bits, MAX_WEIGHT_BITS)
+        return self.noise() * 2.0 ** (self.scale_bits - scale_bits) + weights
 
     @classmethod
     def select(cls, depth: int, max_abs: float, abs_error: float, batch: int = 1) -> "HEParams":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secure.errors import ParameterError
 from secure.he._plan import TAG, TAG_BYTES, Plan, as_batch, make_tag
-from secure.he.chain_plan import ChainPlan
+from secure.he.chain_plan import ChainPlan, PeriodicPlan
 from secure.he.errors import LayoutError, WireError
 from secure.he.params import HEParams
 from secure.he.residue_plan import ResiduePlan
@@ -20,6 +20,7 @@ from secure.he.rotation_plan import RotationPlan
 __all__ = [
     "TAG_BYTES",
     "ChainPlan",
+    "PeriodicPlan",
     "Plan",
     "ResiduePlan",
     "RotationPlan",
@@ -99,6 +100,8 @@ def plan_from_tag(params: HEParams, tag: bytes) -> Plan:
             plan = ChainPlan(params, numbers[0], numbers[1], numbers[2], bool(numbers[3]))
         elif kind == SumPlan.KIND:
             plan = SumPlan(params, numbers[0])
+        elif kind == PeriodicPlan.KIND:
+            plan = PeriodicPlan(params, *numbers[:2])
         else:
             raise WireError(f"no layout has number {kind}")
     except ParameterError as error:
