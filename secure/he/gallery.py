@@ -59,6 +59,8 @@ class EncryptedGallery:
         """
         return self._layer(encrypted, keys)
 
+    __call__ = query
+
 
 def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Return the indices of the k highest scores, best first: the client's part.
