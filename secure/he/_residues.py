@@ -43,7 +43,8 @@ class ResidueLayer:
         width = min(plan.in_features, _MAX_WIDTH)
         exact = _EXACT_BITS - _LIMB_BITS - math.ceil(math.log2(width))
         modulus = sum(math.log2(prime) for prime in engine(params).primes())
-        room = modulus - 1.5 - math.log2(max(largest, 2.0**-40)) - params.scale_bits
+        headroom = max(1.5 + math.log2(max(largest, 2.0**-40)), 1.0)
+        room = modulus - headroom - params.scale_bits
         peak = float(np.abs(weight).max()) or 1.0
         factor = min(2.0**exact / peak, 2.0**room)
         if factor * peak < 2.0**7:

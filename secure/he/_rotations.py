@@ -33,8 +33,9 @@ def weight_bits(params: HEParams, largest: float, level: int, scale: float) -> i
         RangeError: Fewer than 8 bits are left.
     """
     modulus = sum(math.log2(prime) for prime in engine(params).primes(level))
-    room = modulus - 1.5 - math.log2(max(largest, 2.0**-40)) - math.log2(scale)
-    bits = min(math.floor(room), MAX_WEIGHT_BITS)
+    # However small the values, SEAL wants the scale itself below the modulus.
+    headroom = max(1.5 + math.log2(max(largest, 2.0**-40)), 1.0)
+    bits = min(math.floor(modulus - headroom - math.log2(scale)), MAX_WEIGHT_BITS)
     if bits < _MIN_WEIGHT_BITS:
         raise RangeError(
             f"results up to {largest:.3g} leave {bits} bits for the weights, and "

@@ -208,10 +208,14 @@ class HEParams:
         """
         if not 0 <= depth <= 2 or batch < 1:
             raise ParameterError(f"depth 0 to 2 and batch >= 1 are needed, got {depth}, {batch}")
-        if not abs_error > 0:
-            raise ParameterError(f"abs_error must be positive, got {abs_error}")
+        if not (abs_error > 0 and 0 < max_abs < math.inf):
+            raise ParameterError(
+                f"abs_error and max_abs must be positive, got {abs_error}, {max_abs}"
+            )
         best = math.inf
         for degree, bits, scale in _candidates(depth, batch):
+            # Larger inputs at a smaller scale: the error grows with them, the range does not.
+            scale -= round(math.log2(max_abs))
             try:
                 params = cls(degree, bits, scale, max_abs)
             except ParameterError:
