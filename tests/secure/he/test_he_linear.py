@@ -23,7 +23,7 @@ def check(params, weight, bias, values, limit):
     assert np.abs(got - expected).max() <= limit
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     inputs=st.integers(1, 70),
     outputs=st.integers(1, 70),
