@@ -162,7 +162,7 @@ def test_hostile_clients_end_their_connection_and_nothing_else(tls):
     ]
     rng = np.random.default_rng(0)
     with running(layer, tls, Limits(1, 30, timeout=2)) as (port, log, answered):
-        for frames, expected in attacks:
+        for frames, _ in attacks:
             with talk(port, tls) as connection:
                 with contextlib.suppress(PeerError):
                     for frame, payload in frames:
