@@ -91,7 +91,7 @@ class RotationLayer:
             if not any(plain for step in self._diagonals[-1] for row in step for plain in row):
                 raise ParameterError("all weights of a block are zero: nothing to encrypt for")
             progress((block + 1) / outputs)
-        self._bias: list[Any] | None = None
+        self._bias: dict[int, Any] = {}
 
     def _encode_block(self, packed: NDArray[np.complex128]) -> list[list[list[Any]]]:
         """Encode `(m, input_blocks, n)` as plaintexts [giant][input block][baby]."""
@@ -137,25 +137,27 @@ class RotationLayer:
             inner = sum_of_products(seal, babies, rows)
             if inner is None:
                 continue
+            # Rescaled before it is rotated: a rotation costs less with fewer primes.
+            inner = shortened(plan.params, inner)
             if giant:
                 step = giant * plan.baby_steps * plan.stride
                 inner = seal.rotate(inner, step, keys.galois)
-            total = inner if total is None else _added(seal, total, inner)
-        for step in plan.sum_steps:
-            total = _added(seal, total, seal.rotate(total, step, keys.galois))
+            if total is None:
+                total = inner
+            else:
+                seal.evaluator.add_inplace(total, inner)
         self._add_bias(block, total)
-        return shortened(plan.params, total)
+        return total
 
     def _add_bias(self, block: int, total: Any) -> None:
-        if not self._shift.any():
+        if not self._shift[block].any():
             return
         seal, plan = engine(self.plan.params), self.plan
-        if self._bias is None:
-            entry, _ = plan.positions()
-            self._bias = [
-                seal.encode(shift[entry % plan.m], self._scale * self.weight_scale)
-                for shift in self._shift
-            ]
+        if block not in self._bias:
+            entry, copy = plan.positions()
+            # Once only: the client adds up the copies and folds.
+            values = np.where((copy == 0) & (entry < plan.m), self._shift[block, entry % plan.m], 0)
+            self._bias[block] = seal.encode(values, total.scale, seal.level_of(total))
         seal.evaluator.add_plain_inplace(total, self._bias[block])
 
 
@@ -173,11 +175,6 @@ def sum_of_products(seal: Any, babies: list[list[Any]], rows: list[list[Any]]) -
             else:
                 seal.evaluator.multiply_plain(ciphertext, plain, product)
                 seal.evaluator.add_inplace(total, product)
-    return total
-
-
-def _added(seal: Any, total: Any, other: Any) -> Any:
-    seal.evaluator.add_inplace(total, other)
     return total
 
 

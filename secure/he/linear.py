@@ -44,8 +44,9 @@ class EncryptedLinear:
     Guarantees:
         The input stays hidden from the server (IND-CPA), which is trusted to compute what it
         should: a ciphertext can be altered. W IS NOT HIDDEN from the client: `in_features`
-        queries recover it by linear algebra, and the residue layout, whose results are an
-        exact product of public residues, shows it in one. A server that must hide W
+        queries recover it by linear algebra, fewer in the rotation layout, whose unread slots
+        hold partial sums, and one in the residue layout, whose results are an exact product of
+        public residues. A server that must hide W
         uses `GuardedLinear`, which re-randomises, floods and counts.
 
     Raises:

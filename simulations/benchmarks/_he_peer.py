@@ -43,9 +43,13 @@ def matmul_error(owner, weight: np.ndarray, values: np.ndarray) -> float:
 def mm_seconds_per_output(owner, inputs: int, outputs: int, tokens: int) -> float:
     """Return CPU seconds of `CKKSTensor.mm` for one output of `tokens` packed tokens."""
     rng = np.random.default_rng(0)
-    plain = ts.plain_tensor(rng.standard_normal((tokens, inputs)).tolist())
+    plain = ts.plain_tensor(
+        rng.standard_normal((tokens, 1, inputs)).ravel().tolist(), [tokens, 1, inputs]
+    )
     tensor = ts.ckks_tensor(owner, plain, batch=True)
-    weight = ts.plain_tensor(rng.standard_normal((inputs, outputs)).tolist())
+    weight = ts.plain_tensor(
+        rng.standard_normal((inputs, outputs)).ravel().tolist(), [inputs, outputs]
+    )
     return cpu_seconds(lambda: tensor.mm(weight), 1) / outputs
 
 
@@ -64,7 +68,13 @@ def adapter_seconds(first: np.ndarray, second: np.ndarray, values: np.ndarray) -
     owner.generate_relin_keys()
     vector = ts.ckks_vector(owner, values.tolist())
     one, two = first.T.tolist(), second.T.tolist()
-    return cpu_seconds(lambda: vector.matmul(one).square().matmul(two), 1)
+
+    def work() -> None:
+        hidden = vector.matmul(one)
+        hidden.square_()
+        hidden.matmul_(two)
+
+    return cpu_seconds(work, 1)
 
 
 def sum_bytes_and_seconds(update: np.ndarray) -> tuple[int, float]:

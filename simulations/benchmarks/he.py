@@ -21,8 +21,8 @@ from secure.he import (
 from secure.he._residues import ResidueLayer
 from secure.he.plans import ResiduePlan, RotationPlan, SumPlan
 from simulations.benchmarks import _he_peer as peer
-from simulations.benchmarks._he_peer import cpu_seconds
 from simulations.benchmarks._harness import Row, lower_is_better
+from simulations.benchmarks._he_peer import cpu_seconds
 
 SAME = HEParams(8192, (60, 40, 60), 50)
 FAST = HEParams.select(depth=0, max_abs=1.0, abs_error=3e-4)

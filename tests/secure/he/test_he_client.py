@@ -24,14 +24,15 @@ from tests.secure.fixed_random import FixedRandom
 
 from .he_tools import FAST, RESIDUE, client
 
-LAYER = EncryptedLinear(np.eye(16), params=FAST)
+WIDTH = 128
+LAYER = EncryptedLinear(np.eye(WIDTH), params=FAST)
 
 
 @pytest.fixture(scope="module")
 def exchange():
     owner = HEClient(FAST)
     keys = owner.evaluation_keys(LAYER.plan, public=True)
-    sent = owner.encrypt(np.full(16, 0.2), LAYER.plan)
+    sent = owner.encrypt(np.full(WIDTH, 0.05), LAYER.plan)
     return owner, keys, sent, LAYER(sent, keys)
 
 
@@ -60,20 +61,21 @@ def test_what_is_sent_does_not_decrypt(exchange):
     evaluation = EvaluationKeys.from_bytes(keys.to_bytes())
     assert not any("secret" in name for name in vars(evaluation))
     # Read any part of the evaluation keys as if it were the secret key: nothing comes out.
-    for residues, _ in evaluation.rotation_parts[:4]:
+    assert len(evaluation.rotation_parts) >= 2
+    for residues, _ in evaluation.rotation_parts:
         guess = seal.join_secret_key(residues)
         decryptor = seal.api.Decryptor(seal.context, guess)
         plain = seal.api.Plaintext()
         decryptor.decrypt(result.load()[0], plain)
         slots = np.array(seal.encoder.decode_complex(plain))
         values = result.plan.decode(slots[None])
-        assert np.abs(values - 0.2).min() > 1e-2
-    assert np.abs(owner.decrypt(result) - 0.2).max() < 1e-3
+        assert np.abs(values - 0.05).min() > 1e-2
+    assert np.abs(owner.decrypt(result) - 0.05).max() < 1e-3
 
 
 def test_two_encryptions_of_one_value_have_nothing_in_common(exchange):
     owner, _, sent, _ = exchange
-    again = owner.encrypt(np.full(16, 0.2), LAYER.plan)
+    again = owner.encrypt(np.full(WIDTH, 0.05), LAYER.plan)
     assert sent.pieces[0].seed != again.pieces[0].seed
     assert np.mean(sent.pieces[0].residues == again.pieces[0].residues) < 0.01
 
@@ -99,8 +101,8 @@ def test_the_secret_key_can_be_carried_to_another_process(exchange):
     assert twin.fingerprint == owner.fingerprint
     assert np.array_equal(twin.decrypt(result), owner.decrypt(result))
     keys = twin.evaluation_keys(LAYER.plan)
-    mixed = LAYER(owner.encrypt(np.full(16, 0.1), LAYER.plan), keys)
-    assert np.abs(owner.decrypt(mixed) - 0.1).max() < 1e-3
+    mixed = LAYER(owner.encrypt(np.full(WIDTH, 0.02), LAYER.plan), keys)
+    assert np.abs(owner.decrypt(mixed) - 0.02).max() < 1e-3
 
 
 def test_a_damaged_secret_key_is_refused(exchange):
@@ -118,15 +120,15 @@ class TestRelease:
     def test_it_counts_and_then_refuses(self):
         owner = HEClient(FAST)
         keys = owner.evaluation_keys(LAYER.plan)
-        result = LAYER(owner.encrypt(np.full(16, 0.2), LAYER.plan), keys)
+        result = LAYER(owner.encrypt(np.full(WIDTH, 0.05), LAYER.plan), keys)
         for count in range(3):
             released = owner.release(result, self.POLICY)
             assert owner.released == count + 1
             assert np.array_equal(released, np.round(released * 256) / 256)
-            assert not np.allclose(released, 0.2, atol=1e-3)
+            assert not np.allclose(released, 0.05, atol=1e-3)
         with pytest.raises(ReleaseError, match="make a new key"):
             owner.release(result, self.POLICY)
-        assert np.abs(owner.decrypt(result) - 0.2).max() < 1e-3
+        assert np.abs(owner.decrypt(result) - 0.05).max() < 1e-3
 
     def test_the_noise_has_its_sigma_and_not_another(self):
         # 200,000 draws: the sample deviation is within 1.2 % at 7.6 sigma (alarm rate 3e-14).

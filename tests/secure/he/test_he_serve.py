@@ -66,9 +66,9 @@ def one(count: int = 1) -> Limits:
 
 def test_queries_get_their_answers(tls):
     rng = np.random.default_rng(0)
-    weight = unit_rows(rng, 12, 20)
+    weight = unit_rows(rng, 120, 200)
     layer = EncryptedLinear(weight, params=FAST)
-    values = unit_rows(rng, 2, 20)
+    values = unit_rows(rng, 2, 200)
     with (
         running(layer, tls, one(2)) as (port, log, answered),
         RemoteLayer("127.0.0.1", port, tls[0]) as remote,

@@ -93,9 +93,9 @@ def test_galois_keys_of_steps_are_keys_of_elements_there():
 
 
 def test_a_missing_rotation_key_is_refused_before_computing():
-    layer = EncryptedLinear(np.eye(64), params=FAST)
+    layer = EncryptedLinear(np.eye(128), params=FAST)
     owner = client(FAST)
-    sent = owner.encrypt(np.full(64, 0.1), layer.plan)
+    sent = owner.encrypt(np.full(128, 0.05), layer.plan)
     with pytest.raises(MissingKeyError, match="evaluation keys"):
         layer(sent)
     keys = owner.evaluation_keys(layer.plan)

@@ -23,7 +23,9 @@ from secure.he.wire import Envelope, Kind
 
 from .he_tools import FAST, client
 
-LAYER = EncryptedLinear(np.eye(8), params=FAST)
+WIDTH = 128
+LAYER = EncryptedLinear(np.eye(WIDTH), params=FAST)
+VALUES = np.full(WIDTH, 0.05)
 SMALL = HEParams(1024, (26,), 12)
 
 
@@ -31,7 +33,7 @@ SMALL = HEParams(1024, (26,), 12)
 def messages() -> dict[str, bytes]:
     owner = client(FAST)
     keys = owner.evaluation_keys(LAYER.plan, public=True)
-    sent = owner.encrypt(np.full(8, 0.1), LAYER.plan)
+    sent = owner.encrypt(VALUES, LAYER.plan)
     return {
         "keys": keys.to_bytes(),
         "input": sent.to_bytes(),
@@ -47,7 +49,7 @@ def use(name: str, thing) -> None:
     """Do with it what a server or client would: let SEAL load it, compute, decrypt."""
     owner = client(FAST)
     if name == "keys":
-        LAYER(owner.encrypt(np.full(8, 0.1), LAYER.plan), thing)
+        LAYER(owner.encrypt(VALUES, LAYER.plan), thing)
         assert thing.zero_encryptor is not None
     elif name == "input":
         LAYER(thing, owner.evaluation_keys(LAYER.plan))
@@ -194,9 +196,9 @@ def test_other_parameters_are_refused(messages):
     other = HEParams(4096, (50, 56), 27)
     with pytest.raises(ParametersMismatchError):
         Encrypted.from_bytes(messages["input"], other)
-    foreign = EncryptedLinear(np.eye(8), params=other)
+    foreign = EncryptedLinear(np.eye(WIDTH), params=other)
     with pytest.raises(ParametersMismatchError):
-        client(FAST).encrypt(np.full(8, 0.1), foreign.plan)
+        client(FAST).encrypt(VALUES, foreign.plan)
     with pytest.raises(ParametersMismatchError):
         client(FAST).evaluation_keys(foreign.plan)
 
@@ -209,7 +211,7 @@ def test_a_forged_fingerprint_changes_nothing_but_the_name(messages):
         stranger.decrypt(Encrypted.from_bytes(bytes(data), FAST))
     data[22:38] = stranger.fingerprint
     noise = stranger.decrypt(Encrypted.from_bytes(with_digest(bytes(data)), FAST))
-    assert np.abs(noise - 0.1).min() > 1e-3
+    assert np.abs(noise - 0.05).min() > 1e-3
 
 
 def test_keys_of_the_adapter_carry_the_relinearisation_key():
