@@ -54,7 +54,7 @@ class EncryptedProjection:
 
         Args:
             model: Anything with `visual_projection` and `text_projection`, linear layers, such
-                as transformers' `CLIPModel`.
+                as transformers' `CLIPModel`; or what wraps one as its `backbone`.
             modality: `image` or `text`.
             params: Encryption parameters; `max_abs` bounds the norm of pooled features.
             batch: Vectors in one call.
@@ -66,10 +66,14 @@ class EncryptedProjection:
         """
         if modality not in _ATTRIBUTES:
             raise ParameterError(f"modality is 'image' or 'text', got {modality!r}")
-        projection = getattr(model, _ATTRIBUTES[modality], None)
+        name = _ATTRIBUTES[modality]
+        holder = model if hasattr(model, name) else getattr(model, "backbone", model)
+        if modality == "image" and getattr(model, "gate", None) is not None:
+            raise ParameterError("a feature adapter follows the projection: it is not linear")
+        projection = getattr(holder, name, None)
         if projection is None or not hasattr(projection, "weight"):
             raise ParameterError(
-                f"{type(model).__name__} has no linear {_ATTRIBUTES[modality]}: pass its last "
+                f"{type(model).__name__} has no linear {name}: pass its last "
                 "layer to EncryptedLinear.from_torch"
             )
         weight, bias, updates = linear_and_lora(projection)
