@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.errors import IntegrityError, MissingExtraError
+from secure.errors import IntegrityError, MissingExtraError, SecureError
 from secure.he.errors import MissingKeyError
 from secure.he.params import HEParams
 
@@ -83,6 +83,21 @@ def _saved(thing: Any, expected: int) -> bytes:
     if len(body) != expected:
         raise IntegrityError(f"SEAL wrote {len(body)} bytes where {expected} were due")
     return body
+
+
+@contextlib.contextmanager
+def native_errors() -> Iterator[None]:
+    """Turn what SEAL throws in the middle of a computation into `IntegrityError`.
+
+    Keys and ciphertexts that are well formed and mean nothing can lead it there: a result
+    without its second polynomial, for one.
+    """
+    try:
+        yield
+    except SecureError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise IntegrityError(f"SEAL refuses to compute: {error}") from error
 
 
 class Engine:

@@ -11,7 +11,7 @@ from secure.errors import ParameterError, PeerError
 from secure.he.errors import WireError
 
 _HEAD = struct.Struct("<BQ")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _MAX_TEXT = 2000
 
 
@@ -25,17 +25,27 @@ class Frame(IntEnum):
     ERROR = 5
 
 
-def send(connection: socket.socket, frame: Frame, payload: bytes) -> None:
+def send(connection: socket.socket, frame: Frame, payload: bytes, timeout: float) -> None:
     """Send one frame.
 
     Raises:
-        PeerError: The other side is gone, or too slow.
+        PeerError: The other side is gone, or takes longer than `timeout` seconds.
     """
+    deadline = time.monotonic() + timeout
+    view = memoryview(_HEAD.pack(frame, len(payload)) + payload)
     try:
-        connection.sendall(_HEAD.pack(frame, len(payload)))
-        connection.sendall(payload)
+        for start in range(0, len(view), _CHUNK):
+            connection.settimeout(_left(deadline))
+            connection.sendall(view[start : start + _CHUNK])
     except OSError as error:
         raise PeerError(f"sending failed: {error}") from error
+
+
+def _left(deadline: float) -> float:
+    rest = deadline - time.monotonic()
+    if rest <= 0:
+        raise PeerError("the other side is too slow")
+    return rest
 
 
 def receive(
@@ -73,10 +83,7 @@ def printable(text: bytes) -> str:
 def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
     parts, left = [], count
     while left:
-        rest = deadline - time.monotonic()
-        if rest <= 0:
-            raise PeerError("the other side is too slow")
-        connection.settimeout(rest)
+        connection.settimeout(_left(deadline))
         try:
             part = connection.recv(min(left, _CHUNK))
         except OSError as error:

@@ -16,7 +16,7 @@ from secure.he._periodic import (
     rescale,
 )
 from secure.he._rotations import encode_weights, weight_bits
-from secure.he._seal import engine
+from secure.he._seal import engine, native_errors
 from secure.he.ciphertext import Encrypted
 from secure.he.errors import DepthError, MissingKeyError, RangeError
 from secure.he.keys import EvaluationKeys
@@ -160,6 +160,7 @@ class EncryptedAdapter:
         self._second, _ = self._chain.second(w2, pair_bound(peaks, m))
         self._bias = pair(b2, m)
 
+    @native_errors()
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys | None) -> Encrypted:
         """Apply the adapter; raises as `EncryptedLinear` does."""
         _, hidden = self._chain.hidden(encrypted, keys)
@@ -219,6 +220,7 @@ class EncryptedLoRA:
         self._base = PeriodicLayer(params, pair_rows(base, n, m), 1, 2.0**bits)
         self._bias = pair(shift, m)
 
+    @native_errors()
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys | None) -> Encrypted:
         """Apply the layer; raises as `EncryptedLinear` does."""
         source, hidden = self._chain.hidden(encrypted, keys)

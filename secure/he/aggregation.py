@@ -84,7 +84,9 @@ class EncryptedSum:
 
     Guarantees:
         The server learns no entry of any vector or of the sum, as long as no client hands it
-        the key. Whoever holds the key and a client's ciphertext reads that client's vector.
+        the key. Whoever holds the key and a client's ciphertext reads that client's vector. The
+        bound on norms is kept by `HEClient.encrypt`; a client that gets around it spoils the
+        sum, and nobody notices.
     """
 
     def __init__(self, params: HEParams, length: int) -> None:

@@ -18,7 +18,7 @@ from secure.he.wire import Envelope, Kind, require_same_key, require_same_parame
 _HEAD = struct.Struct("<BBBdI")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """One SEAL ciphertext in numpy.
 
@@ -32,7 +32,7 @@ class Piece:
     seed: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encrypted:
     """An encrypted input or result.
 

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError
 from secure.he._pack import pack, packed_bytes, unpack
-from secure.he._seal import engine, galois_element
+from secure.he._seal import engine, galois_element, native_errors
 from secure.he.ciphertext import Encrypted, Piece
 from secure.he.errors import LayoutError, RangeError, ReleaseError, WireError
 from secure.he.keys import EvaluationKeys
@@ -139,6 +139,7 @@ class HEClient:
             self.params, self.fingerprint, plan.steps, tuple(rotation), tuple(relin), public_key
         )
 
+    @native_errors()
     def decrypt(self, encrypted: Encrypted) -> NDArray[np.float64]:
         """Decrypt a result, for the owner of the key alone.
 

@@ -14,7 +14,7 @@ from secure.he._periodic import (
     pair_rows,
 )
 from secure.he._rotations import shortened, weight_bits
-from secure.he._seal import engine
+from secure.he._seal import engine, native_errors
 from secure.he.ciphertext import Encrypted
 from secure.he.errors import RangeError
 from secure.he.keys import EvaluationKeys
@@ -46,8 +46,10 @@ class GuardedLinear:
 
     Guarantees:
         Against a client that follows the protocol (its evaluation keys are what they should
-        be): each result is within 2^-statistical_bits of a function of `y` and public values.
-        `y` itself is linear in W. Input privacy is that of `EncryptedLinear`.
+        be, its noise no larger than honest): each result is within 2^-statistical_bits of a
+        function of `y`, public values and the scale of the result, which tells the largest norm
+        of a row to a factor of two. `y` itself is linear in W. Input privacy is that of
+        `EncryptedLinear`.
 
     Raises:
         RangeError: The parameters have no room for the flooding.
@@ -103,6 +105,7 @@ class GuardedLinear:
         self._bias = pair(shift, m)
         self._random = SecureRandom()
 
+    @native_errors()
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys) -> Encrypted:
         """Apply the layer, re-randomise and flood the result.
 

@@ -21,7 +21,7 @@ _MAX_STEPS = 4096
 Part = tuple[NDArray[np.uint64], bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationKeys:
     """Rotation keys of chosen steps, and where asked a relinearisation and a public key.
 
@@ -119,14 +119,24 @@ class EvaluationKeys:
         ).to_bytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> "EvaluationKeys":
+    def from_bytes(
+        cls, data: bytes | memoryview, params: HEParams | None = None
+    ) -> "EvaluationKeys":
         """Read what `to_bytes` wrote, checking every field and every residue.
+
+        Args:
+            data: The message.
+            params: Parameters that it must have been made under; None takes its own, which are
+                checked like any others.
 
         Raises:
             WireError: Damaged, truncated or of another format.
+            ParametersMismatchError: Made under other parameters than `params`.
             InsecureParametersError: Its parameters are under 128 bits.
         """
         envelope = Envelope.from_bytes(data, Kind.EVALUATION_KEYS)
+        if params is not None:
+            require_same_parameters(envelope.parameters, params.identity, "the evaluation key")
         body = memoryview(envelope.payload)
         if len(body) < _HEAD.size:
             raise WireError("the keys end before their header")

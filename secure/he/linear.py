@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from secure.errors import ParameterError
 from secure.he._residues import ResidueLayer
 from secure.he._rotations import RotationLayer
-from secure.he._seal import engine
+from secure.he._seal import engine, native_errors
 from secure.he.ciphertext import Encrypted, Piece
 from secure.he.errors import MissingKeyError
 from secure.he.keys import EvaluationKeys
@@ -104,6 +104,7 @@ class EncryptedLinear:
         """Say in one line which layout was chosen, and why."""
         return f"{self.in_features} to {self.out_features}: {self.choice.reason}"
 
+    @native_errors()
     def __call__(self, encrypted: Encrypted, keys: EvaluationKeys | None = None) -> Encrypted:
         """Apply the layer.
 

@@ -103,10 +103,10 @@ class RemoteLayer:
             public = isinstance(self.plan, PeriodicPlan)
             keys = self._client.evaluation_keys(self.plan, public).to_bytes()
             self.key_bytes = len(keys)
-            send(self._connection, Frame.KEYS, keys)
+            send(self._connection, Frame.KEYS, keys, self._timeout)
         message = self._client.encrypt(values, self.plan).to_bytes()
         self.upload_bytes = len(message)
-        send(self._connection, Frame.QUERY, message)
+        send(self._connection, Frame.QUERY, message, self._timeout)
         limit = {Frame.RESULT: result_bytes(self.plan)}
         _, answer = receive(self._connection, limit, self._timeout)
         self.download_bytes = len(answer)

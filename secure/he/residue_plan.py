@@ -16,8 +16,8 @@ class ResiduePlan:
 
     No rotation, no evaluation key, no rescaling: a matrix of integers times the matrix of
     residues, exact in float64 BLAS. Bae, Cheon, Hanrot, Park and Stehlé, "Plaintext-Ciphertext
-    Matrix Multiplication and FHE Bootstrapping: Fast and Fused", ePrint 2024/1284. Two tokens
-    share a complex slot.
+    Matrix Multiplication and FHE Bootstrapping: Fast and Fused", Crypto 2024 (ePrint 2024/1284),
+    and "Fast Homomorphic Linear Algebra with BLAS", arXiv 2503.16080. Two tokens share a slot.
 
     Args:
         params: Encryption parameters; one prime is enough.

@@ -138,7 +138,8 @@ def _connection(
             except PeerError as error:
                 return given, str(error)
             except SecureError as error:
-                send(connection, Frame.ERROR, f"{type(error).__name__}: {error}".encode()[:1000])
+                text = f"{type(error).__name__}: {error}".encode()[:1000]
+                send(connection, Frame.ERROR, text, timeout)
                 return given, f"refused: {error}"
     except (OSError, PeerError) as error:
         return given, f"connection failed: {error}"
@@ -152,7 +153,8 @@ def _answers(
 ):
     plan = layer.plan
     params = plan.params.to_bytes()
-    send(connection, Frame.HELLO, HELLO.pack(len(params)) + params + plan.tag)
+    hello = HELLO.pack(len(params)) + params + plan.tag
+    send(connection, Frame.HELLO, hello, timeout)
     keys: EvaluationKeys | None = None
     limits = {Frame.KEYS: key_bytes(plan, public=True), Frame.QUERY: message_bytes(plan)}
     for _ in range(allowed + 1):
@@ -161,13 +163,13 @@ def _answers(
         if frame is Frame.KEYS:
             if keys is not None:
                 raise LayoutError("keys were sent already")
-            keys = EvaluationKeys.from_bytes(payload)
+            keys = EvaluationKeys.from_bytes(payload, plan.params)
             keys.require(plan)
             continue
         if keys is None:
             raise LayoutError("send evaluation keys before the first query")
         result = layer(Encrypted.from_bytes(payload, plan.params), keys)
-        send(connection, Frame.RESULT, result.to_bytes())
+        send(connection, Frame.RESULT, result.to_bytes(), timeout)
         yield None
 
 

@@ -166,7 +166,7 @@ def test_hostile_clients_end_their_connection_and_nothing_else(tls):
             with talk(port, tls) as connection:
                 with contextlib.suppress(PeerError):
                     for frame, payload in frames:
-                        send(connection, frame, payload)
+                        send(connection, frame, payload, 5)
                 # Where the server stops reading a long frame, its answer may be cut off too.
                 with pytest.raises(PeerError):
                     receive(connection, {}, 5)

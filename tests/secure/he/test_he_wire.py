@@ -1,5 +1,6 @@
 """Bytes from elsewhere: every damage is a typed error, and none reaches native code."""
 
+import contextlib
 import hashlib
 import struct
 
@@ -19,6 +20,7 @@ from secure.he import (
     ParametersMismatchError,
     WireError,
 )
+from secure.he.ciphertext import Piece
 from secure.he.wire import Envelope, Kind
 
 from .he_tools import FAST, client
@@ -26,7 +28,6 @@ from .he_tools import FAST, client
 WIDTH = 128
 LAYER = EncryptedLinear(np.eye(WIDTH), params=FAST)
 VALUES = np.full(WIDTH, 0.05)
-SMALL = HEParams(1024, (26,), 12)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,26 @@ def test_random_payloads_of_the_right_length_never_crash(messages, name):
             use(name, read(name, with_digest(bytes(data))))
         except SecureError:
             continue
+
+
+def test_keys_and_inputs_of_zeros_never_crash(messages):
+    """Zeros are residues: well formed, and without meaning."""
+    owner = client(FAST)
+    data = bytearray(messages["keys"])
+    data[46 + 100 : -32] = bytes(len(data) - 32 - 46 - 100)
+    keys = EvaluationKeys.from_bytes(with_digest(bytes(data)))
+    with contextlib.suppress(SecureError):
+        LAYER(owner.encrypt(VALUES, LAYER.plan), keys)
+    sent = Encrypted.from_bytes(messages["input"], FAST)
+    blank = Piece(np.zeros((2, 1, 4096), dtype=np.uint64))
+    zeros = Encrypted(sent.plan, sent.fingerprint, False, 0, sent.scale, (blank,))
+    with pytest.raises(SecureError):
+        LAYER(zeros, owner.evaluation_keys(LAYER.plan))
+
+
+def test_keys_of_other_parameters_are_refused_by_name(messages):
+    with pytest.raises(ParametersMismatchError):
+        EvaluationKeys.from_bytes(messages["keys"], HEParams(4096, (50, 56), 27))
 
 
 def test_a_result_that_anyone_can_read_is_refused(messages):
