@@ -48,12 +48,12 @@ class PeriodicLayer:
         babies = [ciphertext]
         babies += [seal.rotate(ciphertext, step, keys.galois) for step in range(1, self._baby)]
         total = None
-        for big, row in enumerate(self._diagonals):
+        for row in reversed(self._diagonals):
+            if total is not None:
+                total = seal.rotate(total, self._baby, keys.galois)
             inner = sum_of_products(seal, [babies], [row])
             if inner is None:
                 continue
-            if big:
-                inner = seal.rotate(inner, big * self._baby, keys.galois)
             if total is None:
                 total = inner
             else:

@@ -133,15 +133,15 @@ class RotationLayer:
     def _output(self, block: int, babies: list[list[Any]], keys: EvaluationKeys) -> Any:
         plan, seal = self.plan, engine(self.plan.params)
         total = None
-        for giant, rows in enumerate(self._diagonals[block]):
+        # Horner's rule: one step, and so one key, does for all giant steps.
+        for rows in reversed(self._diagonals[block]):
+            if total is not None:
+                total = seal.rotate(total, plan.baby_steps * plan.stride, keys.galois)
             inner = sum_of_products(seal, babies, rows)
             if inner is None:
                 continue
             # Rescaled before it is rotated: a rotation costs less with fewer primes.
             inner = shortened(plan.params, inner)
-            if giant:
-                step = giant * plan.baby_steps * plan.stride
-                inner = seal.rotate(inner, step, keys.galois)
             if total is None:
                 total = inner
             else:

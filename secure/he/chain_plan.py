@@ -177,5 +177,4 @@ def periodic_folds(n: int, m: int) -> tuple[int, ...]:
 def periodic_steps(n: int, m: int) -> set[int]:
     """Return all rotations of an n to m layer whose input has period n."""
     baby, giant = periodic_split(n, m)
-    steps = {*range(1, baby), *(v * baby for v in range(1, giant))}
-    return steps | set(periodic_folds(n, m))
+    return {*range(1, baby + (giant > 1)), *periodic_folds(n, m)}

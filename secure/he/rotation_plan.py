@@ -114,9 +114,8 @@ class RotationPlan:
     @property
     def steps(self) -> tuple[int, ...]:
         """Rotations that need an evaluation key, ascending."""
-        baby = [u * self.stride for u in range(1, self.baby_steps)]
-        giant = [v * self.baby_steps * self.stride for v in range(1, self.giant_steps)]
-        return tuple(sorted({*baby, *giant}))
+        count = self.baby_steps + (self.giant_steps > 1)
+        return tuple(step * self.stride for step in range(1, count))
 
     @property
     def relinearises(self) -> bool:

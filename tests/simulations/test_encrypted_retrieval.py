@@ -6,6 +6,7 @@ from simulations.encrypted_retrieval import run
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_encrypted_and_plaintext_agree_on_real_images():
     result = run(images=600)
     assert result.images == 600

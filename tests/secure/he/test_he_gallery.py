@@ -42,6 +42,7 @@ def test_chunks_share_their_baby_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_hundred_thousand_items():
     rng = np.random.default_rng(0)
     embeddings = unit_rows(rng, 100_000, 64)

@@ -39,6 +39,23 @@ def test_any_shape_and_any_size_of_weights(inputs, outputs, size, has_bias, seed
     check(FAST, weight, bias, unit_rows(rng, 1, inputs), FAST.predicted_error() * 2 * max(norm, 1))
 
 
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    scale_bits=st.integers(18, 32),
+    size=st.integers(-4, 4),
+    inputs=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_any_scale_and_any_size_of_values(scale_bits, size, inputs, seed):
+    rng = np.random.default_rng(seed)
+    params = HEParams(4096, (51, 55), scale_bits, 2.0**size)
+    values = unit_rows(rng, 1, inputs) * 2.0**size * rng.uniform(0, 1)
+    weight = unit_rows(rng, 9, inputs)
+    layer = EncryptedLinear(weight, params=params)
+    error = np.abs(through_the_wire(layer, values, HEClient(params)) - values @ weight.T).max()
+    assert error <= 2 * params.predicted_error()
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "batch"),
     [

@@ -33,6 +33,7 @@ def tenseal_context(bits=(60, 40, 60), degree=8192, scale=40):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_matmul_beyond_the_slots_is_wrong_there_and_right_here():
     # One ciphertext of 4096 slots; 3000 + 3000 exceed it, and no exception comes.
     rng = np.random.default_rng(0)
