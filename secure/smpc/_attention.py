@@ -194,14 +194,14 @@ def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> 
         party.opening(kt, held["b"]),
         party.opening(v.value, mix["b"]),
     )
-    scores = Share(_matrix(party, held, e, f), q.bits + k.bits)
+    scores = Share(matrix_product(party, held, e, f), q.bits + k.bits)
     numerators, index, low = softmax_numerators(party, scores, p)
 
     table = sum_table(p, "inverse")
     e, inverse = party.run(
-        party.opening(numerators.value, mix["a"]), party.interpolation(index, low, table)
+        party.opening(numerators.value, mix["a"]), party.interpolation(index, low, [table])
     )
-    context = _matrix(party, mix, e, v_open)
+    context = matrix_product(party, mix, e, v_open)
     context_bits = numerators.bits + v.bits
     scale = party.take(Product(tuple(context.shape), tuple(inverse.shape)))
     drop = _tables.VALUE_BITS - table.scale_bits - p.inverse_bits
@@ -216,7 +216,7 @@ def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> 
     return Share(result, v.bits)
 
 
-def _matrix(party: Party, held: dict[str, Tensor], e: Tensor, f: Tensor) -> Tensor:
+def matrix_product(party: Party, held: dict[str, Tensor], e: Tensor, f: Tensor) -> Tensor:
     """Finish a Beaver product: c + e·(b + f) + a·f, as one product of stacked matrices."""
     right = held["b"] + party.public(f, held["b"])
     return held["c"] + _ring.matmul(

@@ -5,8 +5,9 @@ round: it replaces the Newton steps that would start from a plain table, at the 
 The affine part belongs to the next linear layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from secure.smpc import _tables
@@ -24,6 +25,8 @@ class NormParameters:
         square_bits: Fraction bits of c when it is squared.
         scale_bits: Bits kept of 1/√v, relative to the largest value of the table.
         table: `rsqrt` of the sum of squares.
+        gains: Where the tokens' variances lie far apart (a class token beside patches): token t
+            is multiplied by 2^gains[t] beforehand, which the norm takes out again. Else empty.
     """
 
     width: int
@@ -31,6 +34,7 @@ class NormParameters:
     square_bits: int
     scale_bits: int
     table: _tables.Table
+    gains: tuple[int, ...] = ()
 
     @property
     def output_bits(self) -> int:
@@ -52,6 +56,8 @@ def _centre(party: Party, x: Share, p: NormParameters) -> Step[Share]:
     if not p.centred:
         return party.rescale(x, p.square_bits)
     centred = x.value * p.width - x.value.sum(-1, keepdim=True)
+    if p.gains:
+        centred = centred << torch.tensor(p.gains, device=centred.device).unsqueeze(-1)
     return party.rescale(Share(centred, x.bits + width_bits(p.width)), p.square_bits)
 
 
@@ -94,6 +100,8 @@ def _inverse_root(party: Party, squares: Tensor, p: NormParameters) -> Tensor:
         party.truncation(squares, node_drop - _tables.LOW_BITS),
     )
     low = fine - (index << _tables.LOW_BITS)
-    (y,) = party.run(party.interpolation(index, low, p.table))
+    # A gain scales the variance by its square, and must scale epsilon along.
+    tables = [replace(p.table, offset=p.table.offset * 4.0**gain) for gain in p.gains]
+    (y,) = party.run(party.interpolation(index, low, tables or [p.table]))
     (y,) = party.run(party.truncation(y, _tables.VALUE_BITS - p.scale_bits))
     return y

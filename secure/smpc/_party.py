@@ -5,7 +5,7 @@ depend on each other run in one round. All that a party ever sends is a share of
 mask that is uniform over the value's whole modulus, used once and unknown to the other party.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -74,6 +74,9 @@ class Party:
         weights: On the server, `SmallMatrix` or diagonal int64 tensors by name; on the client,
             the masked weights D.
     """
+
+    #: Whether this party only counts, on shapes.
+    counts_only = False
 
     def __init__(
         self, role: int, channel: Channel, material: Material, weights: Mapping[str, Any]
@@ -264,24 +267,29 @@ class Party:
         slots = torch.arange(1 << bits, device=delta.device)
         return (delta.unsqueeze(-1) + slots) & ((1 << bits) - 1)
 
-    def interpolation(self, index: Tensor, low: Tensor, table: _tables.Table) -> Step[Tensor]:
+    def interpolation(
+        self, index: Tensor, low: Tensor, tables: Sequence[_tables.Table]
+    ) -> Step[Tensor]:
         """Evaluate a table's quadratics: one round for look-up and polynomial together.
 
         Args:
             index: Share of the node, an integer.
             low: Share of (argument − node) in units of the table's step · 2^−LOW_BITS.
-            table: Public table.
+            tables: One public table, or one for each place of the last axis (then they differ
+                in their offset alone).
 
         Returns:
             Step to a share with VALUE_BITS − scale_bits fraction bits.
         """
-        bits = table.index_bits
+        bits = tables[0].index_bits
         held = self.take(Interpolation(tuple(index.shape), bits))
 
         def finish(opened: list[Tensor]) -> Tensor:
             delta, e = opened
             places, e = self._places(delta, bits), e.unsqueeze(-1)
-            t0, t1, t2 = (row.to(places.device)[places] for row in _tables.quadratics(table))
+            stacked = torch.stack([_tables.quadratics(table) for table in tables], dim=1)
+            chosen = stacked.to(places.device).expand(3, places.shape[-2], -1)
+            t0, t1, t2 = (row.expand_as(places).gather(-1, places) for row in chosen)
             terms = held["hot"] * (t0 + e * (t1 + e * t2))
             terms += held["hot_a"] * (t1 + 2 * e * t2) + held["hot_aa"] * t2
             return terms.sum(-1)
@@ -327,6 +335,8 @@ class Party:
 
 class CountingParty(Party):
     """Runs the same code on shapes alone: counts rounds and bytes, and lists the items."""
+
+    counts_only = True
 
     def __init__(self, role: int, weights: Mapping[str, Any]) -> None:
         self.count = CountingChannel()
