@@ -205,14 +205,10 @@ def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> 
     context_bits = numerators.bits + v.bits
     scale = party.take(Product(tuple(context.shape), tuple(inverse.shape)))
     drop = _tables.VALUE_BITS - table.scale_bits - p.inverse_bits
-    inverse, e = party.run(
-        party.truncation(inverse, drop), party.opening(context, scale["a"])
-    )
+    inverse, e = party.run(party.truncation(inverse, drop), party.opening(context, scale["a"]))
     (d,) = party.run(party.opening(inverse, scale["b"]))
     result = scale["ab"] + e * (scale["b"] + party.public(d, inverse)) + scale["a"] * d
-    (result,) = party.run(
-        party.truncation(result, context_bits + p.inverse_bits - v.bits)
-    )
+    (result,) = party.run(party.truncation(result, context_bits + p.inverse_bits - v.bits))
     return Share(result, v.bits)
 
 

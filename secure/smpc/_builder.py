@@ -81,7 +81,9 @@ class Builder:
     def _secret(self, path: str, name: str, tensor: Tensor, where: dict[str, Tensor]) -> str:
         key = f"{path}.{name}" if path else name
         if key in where:
-            raise UnsupportedModuleError(path, name, "is used twice; shared modules have no mapping")
+            raise UnsupportedModuleError(
+                path, name, "is used twice; shared modules have no mapping"
+            )
         where[key] = tensor.detach().to(torch.float64)
         return key
 
@@ -200,9 +202,7 @@ class Builder:
         bits = VALUE_BITS if output == "value" else x.bits + weight_bits
         target = self._name()
         self.operations.append(
-            program.Linear(
-                target, path, x.name, key, bias_key, bits if output == "value" else None
-            )
+            program.Linear(target, path, x.name, key, bias_key, bits if output == "value" else None)
         )
         return self._made(path, target, bits, sample)
 
@@ -286,16 +286,18 @@ class Builder:
         parameters = norm_parameters(
             path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2
         )
-        if centred and x.bits + width_bits(width) + _ring.magnitude_bits(
-            float(centre.abs().max()) * 2 * MARGIN
-        ) > _ring.LIMIT_BITS:
+        if (
+            centred
+            and x.bits
+            + width_bits(width)
+            + _ring.magnitude_bits(float(centre.abs().max()) * 2 * MARGIN)
+            > _ring.LIMIT_BITS
+        ):
             self.rescale(x, VALUE_BITS, path)
         target, kept, keep_bits = self._name(), None, None
         if keep and x.bits != VALUE_BITS:
             kept, keep_bits = self._name(), VALUE_BITS
-        self.operations.append(
-            program.Normalise(target, path, x.name, parameters, kept, keep_bits)
-        )
+        self.operations.append(program.Normalise(target, path, x.name, parameters, kept, keep_bits))
         if kept is not None:
             x.name, x.bits = kept, VALUE_BITS
         return self._made(path, target, parameters.output_bits, result)
@@ -303,7 +305,9 @@ class Builder:
     def layer_norm(self, x: Value, module: nn.Module, path: str, keep: bool = True) -> "Affine":
         """Normalise as `nn.LayerNorm` does; its weight and bias wait for the next linear."""
         if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
-            raise UnsupportedModuleError(path, type(module).__name__, "only LayerNorm over features")
+            raise UnsupportedModuleError(
+                path, type(module).__name__, "only LayerNorm over features"
+            )
         core = self.normalise(x, module.eps, path, keep=keep)
         return Affine(core, module.weight, module.bias, path)
 
@@ -361,9 +365,7 @@ class Affine:
         path: Path of the LayerNorm.
     """
 
-    def __init__(
-        self, core: Value, weight: Tensor | None, bias: Tensor | None, path: str
-    ) -> None:
+    def __init__(self, core: Value, weight: Tensor | None, bias: Tensor | None, path: str) -> None:
         self.core, self.weight, self.bias, self.path = core, weight, bias, path
 
     def fold(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list:

@@ -15,8 +15,7 @@ Values = dict[str, Share]
 
 
 def patches(images: Tensor, side: int) -> Tensor:
-    """Cut images `(B, C, H, W)` into `(B, H·W/side², C·side²)`, as a strided convolution sees them.
-    """
+    """Cut images `(B, C, H, W)` into patches `(B, H·W/side², C·side²)`."""
     batch, channels, height, width = images.shape
     grid = images.reshape(batch, channels, height // side, side, width // side, side)
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
@@ -36,7 +35,9 @@ def prepare(spec: Input, raw: Mapping[str, Tensor]) -> Tensor:
         ParameterError: A missing field, wrong size, or a value out of range.
     """
     if spec.field not in raw:
-        raise ParameterError(f"this program takes {spec.field!r}, got {', '.join(raw) or 'nothing'}")
+        raise ParameterError(
+            f"this program takes {spec.field!r}, got {', '.join(raw) or 'nothing'}"
+        )
     value = raw[spec.field]
     if tuple(value.shape[1:]) != spec.raw_shape:
         raise ParameterError(
@@ -55,11 +56,13 @@ def prepare(spec: Input, raw: Mapping[str, Tensor]) -> Tensor:
         raise ParameterError(f"{spec.field} holds token ids: integers")
     if spec.kind == "one_hot":
         size = spec.shape[-1]
-        if value.numel() and not (0 <= int(value.min()) and int(value.max()) < size):
+        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < size):
             raise ParameterError(f"a token id is outside [0, {size})")
         return torch.nn.functional.one_hot(value.to(torch.int64), size)
     target = value.amax(-1, keepdim=True) if spec.token is None else spec.token
-    return torch.nn.functional.one_hot((value == target).to(torch.int64).argmax(-1), value.shape[-1])
+    return torch.nn.functional.one_hot(
+        (value == target).to(torch.int64).argmax(-1), value.shape[-1]
+    )
 
 
 class Owner:
@@ -181,9 +184,7 @@ class Executor:
         # 1/count with 16 bits of its own, relative to the power of two next to it.
         lift = 16 + (count - 1).bit_length()
         total = x.value.sum(-2) * round((1 << lift) / count)
-        (mean,) = self._party.run(
-            self._party.rescale(Share(total, x.bits + lift), op.output_bits)
-        )
+        (mean,) = self._party.run(self._party.rescale(Share(total, x.bits + lift), op.output_bits))
         return mean
 
     def _select_token(self, op: program.SelectToken, values: Values) -> Share:
@@ -202,9 +203,7 @@ class Executor:
         return result
 
     def _normalise(self, op: program.Normalise, values: Values) -> Values:
-        result, kept = _norm.normalise(
-            self._party, values[op.source], op.parameters, op.keep_bits
-        )
+        result, kept = _norm.normalise(self._party, values[op.source], op.parameters, op.keep_bits)
         return {op.target: result} if op.kept is None else {op.target: result, op.kept: kept}
 
     def _activation(self, op: program.Activation, values: Values) -> Share:

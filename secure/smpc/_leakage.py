@@ -55,8 +55,10 @@ def describe(program: Program, query: Query) -> Leakage:
         shown,
         "the architecture and every size in it, and the ranges found on the calibration batch "
         "(they depend on the weights)",
-        *(f"a part of the model that is public and that it runs itself: {part}"
-          for part in program.public_parts),
+        *(
+            f"a part of the model that is public and that it runs itself: {part}"
+            for part in program.public_parts
+        ),
     ]
     server = [
         "when an inference runs, its program, batch size and what kind of result it gives",

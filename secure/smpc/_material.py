@@ -101,6 +101,7 @@ class Material:
         master: The party's 32-byte key.
         items: What the program asks for, in order.
         read: For the server: returns the next so many bytes of derived shares.
+        close: Ends that reading.
 
     Guarantees:
         An item is handed out once, in its order, and its key is forgotten; asking for another
@@ -113,13 +114,20 @@ class Material:
         master: bytes,
         items: Sequence[Item],
         read: Callable[[int], bytes | bytearray] | None = None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         if role == SERVER and read is None:
             raise ParameterError("the server's material comes with its derived shares")
         self._role = role
         self._read = read
+        self._close = close
         keys = expand_keys(master, len(items))
         self._due: deque[tuple[Item, bytes | Tensors]] = deque(zip(items, keys, strict=True))
+
+    def close(self) -> None:
+        """Forget what is left; it can't be taken any more."""
+        self._due.clear()
+        self._close()
 
     def __repr__(self) -> str:
         return f"Material(role={self._role}, items_left={len(self._due)})"

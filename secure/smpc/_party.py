@@ -225,9 +225,7 @@ class Party:
 
         return Step([(residue - held["t"], ANGLE_BITS)], finish)
 
-    def _sum_waves(
-        self, delta: Tensor, held: Tensors, series: Series, precision: int
-    ) -> Tensor:
+    def _sum_waves(self, delta: Tensor, held: Tensors, series: Series, precision: int) -> Tensor:
         scale = float(1 << precision)
         cos1, sin1 = _tables.rotate(delta, ANGLE_BITS)
         cos_k, sin_k = cos1, sin1
@@ -359,7 +357,9 @@ class CountingParty(Party):
 
     def _to_server(self, value: Tensor) -> Tensor | None:
         length = _wire.body_bytes([(tuple(value.shape), 64)])
-        self.count.count(length if self.role == CLIENT else None, length if self.is_server else None)
+        self.count.count(
+            length if self.role == CLIENT else None, length if self.is_server else None
+        )
         return torch.empty_like(value)
 
     def reveal(self, share: Share) -> Tensor | None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from secure.errors import ParameterError
 from secure.smpc import _norm, _ranking, _ring
+from secure.smpc._attention import matrix_product
 from secure.smpc._channel import Traffic
 from secure.smpc._execute import Executor, Owner
 from secure.smpc._items import Item, MatrixProduct
-from secure.smpc._attention import matrix_product
 from secure.smpc._material import CLIENT, SERVER
 from secure.smpc._party import CountingParty, Party, Share
 from secure.smpc.errors import WireError
@@ -154,9 +154,7 @@ def _score(party: Party, embedding: Share, count: int, labels: Tensor | None) ->
             )
         table = _ring.encode(labels.T.contiguous(), _LABEL_BITS)
     held = party.take(MatrixProduct(embedding.shape, (width, count)))
-    e, f = party.run(
-        party.opening(embedding.value, held["a"]), party.opening(table, held["b"])
-    )
+    e, f = party.run(party.opening(embedding.value, held["a"]), party.opening(table, held["b"]))
     return Share(matrix_product(party, held, e, f), embedding.bits + _LABEL_BITS)
 
 

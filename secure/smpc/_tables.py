@@ -9,6 +9,7 @@ asks the platform's library, and its fingerprint is compared before an inference
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Table:
     divisor: float = 1.0
     offset: float = 0.0
 
-    def function(self, argument: NDArray[np.float64]) -> NDArray[np.float64]:
+    def function(self, argument: NDArray[Any]) -> NDArray[np.float64]:
         """Return the tabulated function in float64."""
         clipped = np.maximum(argument, self.floor)
         if self.kind == "rsqrt":

@@ -1,14 +1,14 @@
 """Errors of private inference.
 
-    SecureError
-    ├── ParameterError
-    │   ├── UnsupportedModuleError   a torch module that has no private counterpart
-    │   ├── CalibrationError         an activation of the calibration batch is out of range
-    │   └── AccuracyError            the private result misses the plaintext by more than agreed
-    ├── IntegrityError
-    │   ├── PlanMismatchError        the two parties (or the dealer) hold different programs
-    │   └── WireError                bytes from a peer are not a frame that was due
-    └── MaterialError                correlated randomness is missing, used up or used before
+SecureError
+├── ParameterError
+│   ├── UnsupportedModuleError   a torch module that has no private counterpart
+│   ├── CalibrationError         an activation of the calibration batch is out of range
+│   └── AccuracyError            the private result misses the plaintext by more than agreed
+├── IntegrityError
+│   ├── PlanMismatchError        the two parties (or the dealer) hold different programs
+│   └── WireError                bytes from a peer are not a frame that was due
+└── MaterialError                correlated randomness is missing, used up or used before
 """
 
 from secure.errors import IntegrityError, ParameterError, SecureError

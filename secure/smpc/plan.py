@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from secure.errors import ParameterError
 from secure.smpc import _cost, _leakage, _query
 from secure.smpc._builder import Builder, Value
 from secure.smpc._execute import Owner
-from secure.smpc._handlers import trace
+from secure.smpc._towers import trace
 from secure.smpc.errors import AccuracyError, CalibrationError, UnsupportedModuleError
 from secure.smpc.program import Program
 
@@ -98,7 +99,7 @@ def as_fields(batch: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
     return fields
 
 
-def compile(  # noqa: A001 - the name that users look for, as in torch.compile
+def compile(
     model: nn.Module,
     calibration: Mapping[str, Tensor] | Tensor,
     public_parts: tuple[str, ...] = (),
@@ -163,10 +164,11 @@ def _length(builder: Builder, result: Value):
 
 def _reference(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Return what the model itself gives, by the names that transformers uses."""
-    tower = None
+    tower: Any = model
     if all(hasattr(model, name) for name in ("get_image_features", "get_text_features")):
-        tower = model.get_image_features if "pixel_values" in batch else model.get_text_features
-    found = (tower or model)(**batch) if tower or "features" not in batch else model(*batch.values())
+        name = "get_image_features" if "pixel_values" in batch else "get_text_features"
+        tower = getattr(model, name)
+    found = tower(*batch.values()) if "features" in batch else tower(**batch)
     if isinstance(found, Tensor):
         return found
     for name in ("logits", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state"):
@@ -181,13 +183,16 @@ def _compare(model: nn.Module, batch: Mapping[str, Tensor], result: Value) -> No
     name = type(model).__name__
     if reference.shape != result.sample.shape:
         raise UnsupportedModuleError(
-            "", name, f"the mapping gives {tuple(result.sample.shape)}, the model "
-            f"{tuple(reference.shape)}"
+            "",
+            name,
+            f"the mapping gives {tuple(result.sample.shape)}, the model {tuple(reference.shape)}",
         )
     scale = max(1e-6, float(reference.abs().max()))
     error = float((reference - result.sample).abs().max()) / scale
     if not error <= _MAPPING_TOLERANCE:
         raise UnsupportedModuleError(
-            "", name, f"the mapping is off by {error:.2g} of the model's output: it has parts "
-            "that the mapping doesn't know"
+            "",
+            name,
+            f"the mapping is off by {error:.2g} of the model's output: it has parts "
+            "that the mapping doesn't know",
         )

@@ -255,9 +255,7 @@ class Program:
         """Return the program as JSON; equal programs give equal text."""
         value = asdict(self)
         value["version"] = VERSION
-        value["operations"] = [
-            {"kind": op.kind, **asdict(op)} for op in self.operations
-        ]
+        value["operations"] = [{"kind": op.kind, **asdict(op)} for op in self.operations]
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
     @cached_property
