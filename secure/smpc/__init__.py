@@ -19,17 +19,25 @@ from secure.smpc.errors import (
     WireError,
 )
 from secure.smpc.pair import PairResult, infer
+from secure.smpc.parcels import Folder
+from secure.smpc.parties import Answer, Client, Owner
 from secure.smpc.plan import Plan, compile
 from secure.smpc.program import Program
+from secure.smpc.tls import Identity, connect, listen, make_identities
 
 __all__ = [
     "AccuracyError",
     "Affine",
+    "Answer",
     "Builder",
     "CalibrationError",
+    "Client",
     "Cost",
+    "Folder",
+    "Identity",
     "Leakage",
     "MaterialError",
+    "Owner",
     "PairResult",
     "Plan",
     "PlanMismatchError",
@@ -39,7 +47,10 @@ __all__ = [
     "Value",
     "WireError",
     "compile",
+    "connect",
     "infer",
+    "listen",
+    "make_identities",
     "predict",
     "register",
 ]

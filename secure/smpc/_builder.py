@@ -343,7 +343,7 @@ class Builder:
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
-        parameters = _softmax_parameters(path, scores, value.sample, causal)
+        parameters = softmax_parameters(path, scores, value.sample, causal)
         if causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(hidden, -math.inf)
@@ -394,7 +394,7 @@ def _activation_series(x: Value, function: str, path: str) -> Series:
     return fit(function, radius, _ACTIVATION_TOLERANCE)
 
 
-def _softmax_parameters(
+def softmax_parameters(
     path: str, scores: Tensor, values: Tensor, causal: bool
 ) -> SoftmaxParameters:
     queries, keys = scores.shape[-2:]
@@ -459,13 +459,15 @@ def norm_parameters(
             f"{path}: variances spread by a factor of {float(squares.max()) / least:.3g}, "
             f"beyond what one table of 2^{_MAX_INDEX_BITS} nodes resolves"
         )
-    scale_bits = _ring.magnitude_bits(1 / math.sqrt(least / divisor + offset))
+    # Half of the least argument: the quadratics beside it must still follow the function.
+    floor = least / 2
+    scale_bits = _ring.magnitude_bits(1 / math.sqrt(floor / divisor + offset))
     square_bits = min(24, (58 - top_bits) // 2, _NORM_BITS - _SCALE_BITS + scale_bits)
     needed = -(-(index_bits - top_bits + _tables.LOW_BITS + 1) // 2)
     square_bits = max(square_bits, needed)
     if square_bits > (58 - top_bits) // 2:
         raise CalibrationError(f"{path}: variances up to {float(squares.max()):.3g} don't fit")
     table = _tables.Table(
-        "rsqrt", top_bits, index_bits, least, scale_bits, divisor=divisor, offset=offset
+        "rsqrt", top_bits, index_bits, floor, scale_bits, divisor=divisor, offset=offset
     )
     return NormParameters(width, centred, square_bits, _SCALE_BITS, table, gains)
