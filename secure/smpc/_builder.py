@@ -33,6 +33,14 @@ _SCALE_BITS = 18
 _NORM_BITS = 34
 
 
+def _largest(path: str, sample: Tensor) -> float:
+    """Return the largest magnitude of a calibration sample, which must be finite."""
+    largest = float(sample.abs().max()) if sample.numel() else 0.0
+    if not math.isfinite(largest):
+        raise CalibrationError(f"{path}: an activation of the calibration is not finite")
+    return largest
+
+
 class Value:
     """A value of the program under construction.
 
@@ -69,9 +77,7 @@ class Builder:
         return f"v{self._count}"
 
     def _made(self, path: str, name: str, bits: int, sample: Tensor) -> Value:
-        largest = float(sample.abs().max()) if sample.numel() else 0.0
-        if not math.isfinite(largest):
-            raise CalibrationError(f"{path}: an activation of the calibration is not finite")
+        largest = _largest(path, sample)
         if _ring.magnitude_bits(largest * 2 * MARGIN) + bits > _ring.LIMIT_BITS:
             raise CalibrationError(
                 f"{path}: an activation of {largest:.3g} leaves the ring with {bits} fraction bits"
@@ -144,7 +150,7 @@ class Builder:
         limit = 0.0
         if kind in ("patches", "real"):
             # A power of two, so that the range tells little about the calibration batch.
-            limit = 2.0 ** (_ring.magnitude_bits(float(raw.abs().max())) + 2)
+            limit = 2.0 ** (_ring.magnitude_bits(_largest("input", raw)) + 2)
         value = self._made("input", name, bits, sample)
         self.inputs.append(
             program.Input(
@@ -186,7 +192,7 @@ class Builder:
         sample = x.sample * weight if weight.dim() == 1 else x.sample @ weight.T
         if bias is not None:
             sample = sample + bias.detach().to(torch.float64)
-        largest = float(sample.abs().max()) * 2 * MARGIN
+        largest = _largest(path, sample) * 2 * MARGIN
         room = _ring.LIMIT_BITS - 1 - max(0, _ring.magnitude_bits(largest))
         if output == "activation":
             room = min(room, 2 * PRECISION_BITS["gelu"] - 1)

@@ -261,6 +261,9 @@ class Remote:
             role, master, items, lambda count: channel.receive(count, _wire.BLOB), channel.close
         )
 
+    def discard(self, parcel: bytes) -> None:
+        """Do nothing: every session draws a new identifier."""
+
 
 def read_program(path: Path) -> Program:
     """Read a program's file.

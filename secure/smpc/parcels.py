@@ -99,6 +99,10 @@ class Source(Protocol):
         """Take this party's half of a parcel; a second claim is refused."""
         ...
 
+    def discard(self, parcel: bytes) -> None:
+        """Never offer a parcel again: the session that it was chosen for has failed."""
+        ...
+
 
 def write_secret(path: Path, chunks: Sequence[bytes] | object) -> None:
     """Write a file that only its owner reads, whole or not at all."""
@@ -225,6 +229,11 @@ class Folder:
             file.close()
             raise
         return Material(self._role, head.master, items, file.read, file.close)
+
+    def discard(self, parcel: bytes) -> None:
+        """Bury a parcel whose session has failed: the other half may be spent."""
+        with contextlib.suppress(MaterialError):
+            _bury(self._path / f"{parcel.hex()}.parcel")
 
 
 @dataclass(frozen=True, repr=False)

@@ -213,10 +213,14 @@ class Client:
             if len(raw.get(spec.field, ())) != query.batch:
                 raise ParameterError(f"the query says {query.batch} inputs of {spec.field}")
             prepare(spec, raw)
-        parcel = self._source.choose(self._program, query)
         channel = self._connect()
         try:
-            return self._run(channel, raw, query, labels, parcel)
+            parcel = self._source.choose(self._program, query)
+            try:
+                return self._run(channel, raw, query, labels, parcel)
+            except BaseException:
+                self._source.discard(parcel)
+                raise
         except SecureError as error:
             channel.report(str(error))
             raise

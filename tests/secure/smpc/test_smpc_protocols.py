@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.secure.smpc.pairing import opened, run_protocol
 
 from secure.errors import ParameterError
 from secure.smpc import _attention, _norm, _ranking, _ring, _series
 from secure.smpc._builder import norm_parameters, softmax_parameters
 from secure.smpc._party import Share
+from tests.secure.smpc.pairing import opened, run_protocol
 
 SETTINGS = settings(deadline=None, max_examples=20)
 
@@ -129,9 +129,7 @@ def test_layer_norm(width, log_scale, centred, bits, seed):
     divisor = float(width) if centred else 1.0
     epsilon = 1e-5 if centred else 0.0
     ratio = width / 2.0 ** _norm.width_bits(width) if centred else 1.0
-    p = norm_parameters(
-        "layer", width, centred, squares * ratio**2, divisor, epsilon * ratio**2
-    )
+    p = norm_parameters("layer", width, centred, squares * ratio**2, divisor, epsilon * ratio**2)
     results, channels, _ = run_protocol(
         lambda party, a: _norm.normalise(party, a, p, 16)[0], (x, bits)
     )
@@ -185,9 +183,7 @@ def test_comparison_is_exact_over_its_range(seed):
     limit = 2**30
     x = torch.randint(-limit, limit, (300,), generator=_generator(seed))
     x[:5] = torch.tensor([0, -1, 1, limit - 1, -limit])
-    results, channels, _ = run_protocol(
-        lambda p, a: _ranking.at_least_zero(p, a.value), (x, None)
-    )
+    results, channels, _ = run_protocol(lambda p, a: _ranking.at_least_zero(p, a.value), (x, None))
     assert torch.equal(opened(results), (x >= 0).to(torch.int64))
     assert channels[0].traffic.rounds == 5
 
