@@ -7,6 +7,7 @@ Nothing that depends on the input is sent before every check has passed on both 
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -174,10 +175,12 @@ class Answer:
     Attributes:
         value: float64 scores or embeddings, or int64 indices `(batch, k)`.
         traffic: Rounds and bytes of the computation itself, without set-up and handshake.
+        seconds: Wall time of that computation.
     """
 
     value: Tensor
     traffic: Traffic
+    seconds: float
 
 
 class Client:
@@ -264,10 +267,12 @@ class Client:
             }:
                 raise IntegrityError("the owner isn't ready")
             channel.traffic = Traffic()
+            start = time.perf_counter()
             party = Party(1, channel, material, self._masked or {})
             value = _query.answer(self._program, party, query, raw=raw)
+            seconds = time.perf_counter() - start
         finally:
             material.close()
         if value is None:
             raise IntegrityError("the owner revealed nothing")
-        return Answer(value, channel.traffic)
+        return Answer(value, channel.traffic, seconds)
