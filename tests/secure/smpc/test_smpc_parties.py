@@ -326,12 +326,12 @@ def test_identities_are_checked(tmp_path, identities):
 
 PROCESS = """
 import sys, threading, torch
-sys.path.insert(0, {root!r})
+sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from pathlib import Path
 from secure.smpc import Identity, Owner, Client, Query, connect, listen
 from secure.smpc.dealer import Dealer, Remote
-from tests.secure.smpc.tiny import tiny
+from tiny import tiny
 role, folder, dealer_port, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 model, batch, plan = tiny()
 identity = Identity(folder, role)
@@ -358,8 +358,8 @@ else:
 
 @pytest.fixture
 def processes(identities):
-    root = str(Path(__file__).parents[3])
-    code = PROCESS.format(root=root)
+    paths = [str(Path(__file__).parents[3]), str(Path(__file__).parent)]
+    code = PROCESS.format(paths=paths)
     started = []
 
     def start(role, dealer_port=0, port=0):
