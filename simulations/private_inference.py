@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from secure.smpc import Query, compile, infer
 
 CALIBRATION = 128
 BATCH = 16
+IMAGE_SIZE, WIDTH = 224, 512
 Progress = Callable[[str], None]
 
 
@@ -142,14 +144,16 @@ def full_size(layers: int = 12, labels: int = 10, progress: Progress = print) ->
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     torch.manual_seed(0)
-    config = CLIPVisionConfig(num_hidden_layers=layers, projection_dim=512, hidden_act="gelu")
-    model = CLIPVisionModelWithProjection(config).eval()
-    pixels = torch.randn(4, 3, config.image_size, config.image_size)
+    config = CLIPVisionConfig(
+        num_hidden_layers=layers, image_size=IMAGE_SIZE, projection_dim=WIDTH, hidden_act="gelu"
+    )
+    model: Any = CLIPVisionModelWithProjection(config).eval()
+    pixels = torch.randn(4, 3, IMAGE_SIZE, IMAGE_SIZE)
     progress("compiling")
     plan = compile(model, pixels)
     with torch.no_grad():
         reference = F.normalize(model(pixels[:1]).image_embeds, dim=-1).double()
-    table = F.normalize(torch.randn(labels, config.projection_dim, dtype=torch.float64), dim=-1)
+    table = F.normalize(torch.randn(labels, WIDTH, dtype=torch.float64), dim=-1)
     progress("dealing and running")
     start = time.perf_counter()
     result = infer(plan, {"pixel_values": pixels[:1]}, Query("scores", labels=labels), table)
@@ -183,7 +187,7 @@ def _load():
     return load_model(), data, make_splits(data, ExperimentSeed(0))
 
 
-def _embedded_images(count: int) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor]:
+def _embedded_images(count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Return model, test pixels, caption embeddings (the images' own first) and calibration."""
     loaded, data, splits = _load()
     model = loaded.vlm.backbone
@@ -196,7 +200,7 @@ def _embedded_images(count: int) -> tuple[torch.nn.Module, Tensor, Tensor, Tenso
     return model, inputs(rows)["pixel_values"], captions, calibration["pixel_values"]
 
 
-def _embedded_captions(count: int) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor]:
+def _embedded_captions(count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Return model, test token ids, embeddings of the test images, and calibration ids."""
     loaded, data, splits = _load()
     rows = splits.test[: _rounded(count)]
