@@ -149,27 +149,27 @@ def softmax_numerators(
     """
     q, index, bits = exponentials(party, scores, p)
     counts = _valid_counts(p, scores.shape[-2]).to(q.device)
-    table = mean_table(p)
-    for j in range(p.squarings):
-        raw = _square_and_scale(party, q, index, table)
-        raw_bits = 2 * bits + _COARSE_BITS
-        if j == 0:
-            # (q/m)² sums to n²: bring it under 1 for every number n of valid keys.
-            ratio = _ratio(1 << p.key_bits, counts, _SQUARE_GAIN_BITS)
-            raw = raw * ((ratio * ratio) >> _SQUARE_GAIN_BITS)
-            raw_bits += 2 * p.key_bits + _SQUARE_GAIN_BITS
-        table = sum_table(p, "inverse_square")
-        last = j == p.squarings - 1
-        bits = _LAST_BITS if last else _MIDDLE_BITS
-        node_drop = raw_bits - (table.index_bits - 1)
-        total = raw.sum(-1, keepdim=True)
-        steps = [party.truncation(raw, raw_bits - bits), party.truncation(total, node_drop)]
-        if last:
-            steps.append(party.truncation(total, node_drop - _tables.LOW_BITS))
-        q, index, *rest = party.run(*steps)
-        if last:
-            return Share(q, bits), index, rest[0] - (index << _tables.LOW_BITS)
-    raise AssertionError("unreachable: a softmax has at least one squaring")
+    raw = _square_and_scale(party, q, index, mean_table(p))
+    # (q/m)² sums to n²: bring it under 1 for every number n of valid keys.
+    ratio = _ratio(1 << p.key_bits, counts, _SQUARE_GAIN_BITS)
+    raw = raw * ((ratio * ratio) >> _SQUARE_GAIN_BITS)
+    raw_bits = 2 * bits + _COARSE_BITS + 2 * p.key_bits + _SQUARE_GAIN_BITS
+    coarse = sum_table(p, "inverse_square")
+    for _ in range(p.squarings - 1):
+        q, index = party.run(
+            party.truncation(raw, raw_bits - _MIDDLE_BITS),
+            party.truncation(raw.sum(-1, keepdim=True), raw_bits - (coarse.index_bits - 1)),
+        )
+        raw = _square_and_scale(party, q, index, coarse)
+        raw_bits = 2 * _MIDDLE_BITS + _COARSE_BITS
+    total = raw.sum(-1, keepdim=True)
+    node_drop = raw_bits - (sum_table(p, "inverse").index_bits - 1)
+    q, index, fine = party.run(
+        party.truncation(raw, raw_bits - _LAST_BITS),
+        party.truncation(total, node_drop),
+        party.truncation(total, node_drop - _tables.LOW_BITS),
+    )
+    return Share(q, _LAST_BITS), index, fine - (index << _tables.LOW_BITS)
 
 
 def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> Share:

@@ -27,10 +27,9 @@ from secure.smpc._items import (
 )
 from secure.smpc._material import CLIENT, SERVER, Material, fold_masked_weight
 from secure.smpc._series import PRECISION_BITS, Series
+from secure.smpc._tables import ANGLE_BITS
 
 T = TypeVar("T")
-#: A residue that is opened for a series has this many bits: three bytes.
-ANGLE_BITS = 24
 _OFFSET = 1 << 62
 
 

@@ -22,6 +22,8 @@ REVEALS = ("embedding", "scores", "top")
 MAX_LABELS = 256
 MAX_BATCH = 64
 _LABEL_BITS = 16
+#: Fraction bits of what is revealed.
+VALUE_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ def answer(
     if query.labels:
         result = _score(party, result, query.labels, labels)
     if query.reveal != "top":
+        # An untruncated product would show more of the labels than the score.
+        if result.bits != VALUE_BITS:
+            (result,) = party.run(party.rescale(result, VALUE_BITS))
         return party.reveal(result)
     best = _ranking.top_k(party, result, query.k)
     shown = party.reveal(Share(best, 0))

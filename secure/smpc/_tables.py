@@ -22,6 +22,8 @@ from secure.errors import ParameterError
 LOW_BITS = 12
 #: Fraction bits of an interpolated value, relative to the table's largest.
 VALUE_BITS = 44
+#: A residue that is opened for a series has this many bits: three bytes.
+ANGLE_BITS = 24
 _CIRCLE_BITS = 11
 _CIRCLE_SCALE = 2.0**40
 
@@ -133,9 +135,8 @@ def rotate(residue: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def fingerprint() -> str:
     """Return a SHA-256 of this machine's public tables; both parties' must agree."""
     digest = hashlib.sha256()
-    for bits in (16, 20, 21, 22, 28):
-        for part in _circle(bits):
-            digest.update(part.numpy().tobytes())
+    for part in _circle(ANGLE_BITS):
+        digest.update(part.numpy().tobytes())
     probe = Table("rsqrt", 3, 8, 0.05, 3, divisor=7.0, offset=1e-5)
     digest.update(quadratics(probe).numpy().tobytes())
     return digest.hexdigest()
