@@ -2,20 +2,18 @@
 
     python -m simulations.smpc_growth [--out docs/figures]
 
-Rounds and bytes are counted, seconds measured inside one process.
+Everything is counted by running the protocol's own code on shapes: `plan.cost` to the byte.
 """
 
 import argparse
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from secure.smpc import Query, compile, infer
+from secure.smpc import Query, compile
 from simulations.benchmarks._smpc_block import make
 
 QUERY = Query("embedding")
-RUNS = 3
 #: Tokens, width, heads, depth: one varies at a time around a block of 50 × 384.
 SWEEPS = {
     "tokens": [(n, 384, 6, 1) for n in (10, 25, 50, 100, 197)],
@@ -35,7 +33,6 @@ class Point:
         rounds: Rounds.
         online_bytes: Of the party that sends more.
         dealer_bytes: Dealt beforehand.
-        seconds: Median of three runs, both parties in one process.
     """
 
     tokens: int
@@ -44,31 +41,28 @@ class Point:
     rounds: int
     online_bytes: int
     dealer_bytes: int
-    seconds: float
 
 
 def measure(tokens: int, width: int, heads: int, depth: int) -> Point:
-    """Measure one size."""
+    """Count one size."""
     model, batch = make(tokens, width, heads, 4 * width, depth)
     plan = compile(model, batch)
-    runs = [infer(plan, {"features": batch[:1]}, QUERY) for _ in range(RUNS)]
     cost = plan.cost(query=QUERY)
     return Point(
         tokens,
         width,
         depth,
-        runs[0].server.rounds,
+        cost.rounds,
         max(cost.client_bytes, cost.server_bytes),
         cost.dealer_bytes,
-        statistics.median(run.seconds for run in runs),
     )
 
 
 def table(points: dict[str, list[Point]]) -> str:
     """Return the points as a Markdown table."""
     lines = [
-        "| tokens | width | depth | rounds | online MB a party | dealt MB | seconds, no network |",
-        "|---|---|---|---|---|---|---|",
+        "| tokens | width | depth | rounds | online MB a party | dealt MB |",
+        "|---|---|---|---|---|---|",
     ]
     seen = set()
     for point in (each for sweep in points.values() for each in sweep):
@@ -76,14 +70,13 @@ def table(points: dict[str, list[Point]]) -> str:
             seen.add(key)
             lines.append(
                 f"| {point.tokens} | {point.width} | {point.depth} | {point.rounds} "
-                f"| {point.online_bytes / 1e6:.2f} | {point.dealer_bytes / 1e6:.1f} "
-                f"| {point.seconds:.2f} |"
+                f"| {point.online_bytes / 1e6:.2f} | {point.dealer_bytes / 1e6:.1f} |"
             )
     return "\n".join(lines) + "\n"
 
 
 def plot(points: dict[str, list[Point]], path: Path) -> None:
-    """Draw online bytes, dealt bytes and seconds against each axis."""
+    """Draw online bytes, dealt bytes and rounds against each axis."""
     import matplotlib as mpl
 
     mpl.use("Agg")
