@@ -95,9 +95,9 @@ def run(
     progress("loading model and images")
     model, data = load_model("embedded"), load_emoji()
     splits = make_splits(data, ExperimentSeed(seed))
-    inputs = model.processor.images(data, lambda task, done, total: None)
     pool = np.concatenate([splits.test, splits.ood, splits.withheld])
     rows = ExperimentSeed(seed).numpy("encrypted").permutation(pool)[:images]
+    inputs = model.processor.images(data, rows, lambda task, done, total: None)
     captions = sorted({data.captions[row] for row in rows})
     labels = np.array([captions.index(data.captions[row]) for row in rows])
     texts = model.vlm.embed(model.processor.texts(captions), "text").double().numpy()

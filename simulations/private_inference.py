@@ -191,9 +191,10 @@ def _embedded_images(count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Return model, test pixels, caption embeddings (the images' own first) and calibration."""
     loaded, data, splits = _load()
     model = loaded.vlm.backbone
-    inputs = loaded.processor.images(data, lambda *_: None)
     rows = splits.test[: _rounded(count)]
-    calibration = inputs(splits.public[:: max(1, len(splits.public) // CALIBRATION)])
+    public = splits.public[:: max(1, len(splits.public) // CALIBRATION)]
+    inputs = loaded.processor.images(data, np.concatenate([rows, public]), lambda *_: None)
+    calibration = inputs(public)
     texts = list(dict.fromkeys(data.captions[int(row)] for row in rows))[:256]
     with torch.no_grad():
         captions = loaded.vlm.encode_text(loaded.processor.texts(texts)).double()
@@ -207,7 +208,7 @@ def _embedded_captions(count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     public = splits.public[:: max(1, len(splits.public) // CALIBRATION)]
     texts = [data.captions[int(row)] for row in np.concatenate([public, rows])]
     ids = loaded.processor.texts(texts)["input_ids"]
-    inputs = loaded.processor.images(data, lambda *_: None)
+    inputs = loaded.processor.images(data, splits.test[:256], lambda *_: None)
     with torch.no_grad():
         images = loaded.vlm.encode_image(inputs(splits.test[:256])).double()
     return loaded.vlm.backbone, ids[len(public) :], images, ids[: len(public)]

@@ -57,7 +57,7 @@ def sum_params(clients: int, clip_norm: float, error: float) -> HEParams:
 
     Example:
         >>> sum_params(clients=10, clip_norm=1.0, error=1e-5).coeff_bits
-        (32,)
+        (30,)
     """
     if clients < 1 or not (clip_norm > 0 and error > 0):
         raise ParameterError("clients, clip_norm and error must be positive")
