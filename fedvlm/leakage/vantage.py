@@ -15,6 +15,7 @@ from fedvlm.federation.checkpoint import FILE as CHECKPOINT
 from fedvlm.federation.result import Result
 
 Vector = NDArray[np.float32]
+_MOST_CLIENTS = 10_000
 
 
 class Vantage(StrEnum):
@@ -56,9 +57,10 @@ class View:
         schema: Hash of the adapter's schema.
         initial: Shape (P,): the public adapter before training; everybody has it.
         globals_: Shape (T, P): the adapter that each round started from. V1, V2, V3.
-        updates: Shape (T, K, P): each client's adapter less the round's global one. V1.
-        aggregates: Shape (T, P): mean of the clients' updates. V1, V2; at V3 less the
-            attacker's own part.
+        updates: Shape (T, K, P): each client's adapter less the round's global one, zero where
+            a client took no part. V1.
+        aggregates: Shape (T, P): what the released sum, noise included, did to the adapter. V1,
+            V2; at V3 less the attacker's own part, where the sum is a weighted mean.
         attacker: The client that is looking. V3.
         released: Shape (P,): the final adapter. All but V5.
         api: Shape (P,): the final adapter behind an API. Attacks at V5 get cosines of it only;
@@ -114,16 +116,11 @@ class View:
                 "there is no view V1 of it"
             )
         inside = vantage in (Vantage.V1, Vantage.V2, Vantage.V3)
-        aggregates, attacker = None, None
-        if inside:
-            aggregates = np.diff(record.adapters, axis=0)
-        if inside and record.updates is not None:
-            weights = record.weights
-            if vantage is Vantage.V3:
-                attacker = 0
-                weights = np.where(np.arange(weights.shape[1]) == attacker, 0.0, weights)
-            weights = weights / weights.sum(axis=1, keepdims=True)
-            aggregates = np.einsum("tk,tkp->tp", weights, record.updates).astype(np.float32)
+        aggregates = np.diff(record.adapters, axis=0) if inside else None
+        attacker = None
+        if vantage is Vantage.V3 and aggregates is not None:
+            attacker = 0
+            aggregates = record.without(attacker, aggregates)
         return cls(
             vantage=vantage,
             schema=record.schema,
@@ -161,30 +158,53 @@ class _Record:
         rounds = sorted(place.glob("round-*.npz"))
         if not rounds:
             raise ConfigError(f"{place} holds no round")
-        adapters, updates, weights = [], [], []
+        adapters, single = [], []
         try:
             for path in rounds:
                 with np.load(path, allow_pickle=False) as file:
-                    start = file["global_adapter"]
-                    adapters.append(start)
+                    adapters.append(file["global_adapter"])
                     if "updates" in file.files and file["updates"].size:
-                        # Clients by number; a round may have drawn a part of them.
-                        order = np.argsort(file["clients"])
-                        updates.append(file["updates"][order] - start)
-                        weights.append(file["num_examples"][order].astype(float))
+                        single.append((file["clients"], file["updates"], file["num_examples"]))
             with np.load(folder / CHECKPOINT, allow_pickle=False) as file:
                 adapters.append(file["vector"])
             stacked = np.stack(adapters)
-            single = np.stack(updates) if len(updates) == len(rounds) else None
+            seen = [part for part in single if len(part[0])]
+            updates, weights = None, np.empty((0, 0))
+            if len(seen) == len(rounds):
+                updates, weights = _by_client(seen, stacked)
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise IntegrityError(
-                f"the transcript in {place} is broken, or not every client took part in every "
-                f"round: {type(error).__name__}"
+                f"the transcript in {place} is broken: {type(error).__name__}"
             ) from error
         if not np.isfinite(stacked).all():
             raise IntegrityError(f"the transcript in {place} holds values that are not finite")
-        shares = np.stack(weights) if single is not None else np.ones((len(rounds), 1))
-        return cls(index["protection"], index["schema"], stacked, single, shares)
+        return cls(index["protection"], index["schema"], stacked, updates, weights)
+
+    def without(self, client: int, aggregates: Vector) -> Vector:
+        """Take a client's own part out of weighted means; leave other sums as they are."""
+        if self.updates is None:
+            return aggregates
+        shares = self.weights / self.weights.sum(axis=1, keepdims=True)
+        means = np.einsum("tk,tkp->tp", shares, self.updates)
+        if np.abs(means - aggregates).max() > 1e-3 * np.abs(aggregates).max():
+            return aggregates  # noised, or moved by a server optimiser
+        own = shares[:, client, None] * self.updates[:, client]
+        return ((aggregates - own) / (1 - shares[:, client, None])).astype(np.float32)
+
+
+def _by_client(
+    rounds: list[tuple[NDArray, NDArray, NDArray]], adapters: Vector
+) -> tuple[Vector, NDArray[np.float64]]:
+    """Sort updates by client; node k holds partition k − 1, as in the in-process grid."""
+    count = max(int(nodes.max()) for nodes, _, _ in rounds)
+    if count > _MOST_CLIENTS or min(int(nodes.min()) for nodes, _, _ in rounds) < 1:
+        raise ValueError("node ids are not partitions")
+    updates = np.zeros((len(rounds), count, adapters.shape[1]), dtype=np.float32)
+    weights = np.zeros((len(rounds), count))
+    for number, (nodes, vectors, examples) in enumerate(rounds):
+        updates[number, nodes - 1] = vectors - adapters[number]
+        weights[number, nodes - 1] = examples
+    return updates, weights
 
 
 def run_config(folder: Path) -> SimulationConfig:

@@ -18,7 +18,7 @@ from fedvlm.leakage.shadows import (
     train_shadows,
 )
 
-SMALL = ShadowSettings(rank=3, epochs=3, batch_size=10)
+SMALL = ShadowSettings(rank=3, epochs=4, batch_size=10, learning_rate=3.0)
 
 
 def _features(count: int = 40, width: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_linear_shadows_equal_heads_one_by_one() -> None:
         head = torch.nn.Linear(images.shape[1], 4)
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-        optimizer = torch.optim.SGD(head.parameters(), lr=0.5, momentum=0.9)
+        optimizer = torch.optim.SGD(head.parameters(), lr=3.0, momentum=0.9)
         for step in order:
             rows = step[torch.from_numpy(mask)[step]]
             optimizer.zero_grad()
