@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from fedvlm.errors import ConfigError
@@ -99,7 +99,9 @@ def andrew_estimate(cosines: NDArray[np.float64], size: int, delta: float) -> Ep
 
     value = 0.0
     if excess(0.0) > 0:
-        value = 100.0 if excess(100.0) > 0 else float(brentq(excess, 0.0, 100.0))
+        value = 100.0
+        if excess(value) <= 0:
+            value = float(root_scalar(excess, bracket=(0.0, value), method="brentq").root)
     return EpsilonLower(
         value, delta, "andrew", Kind.ESTIMATE, Unit.CLIENT, 0.0, "cosines are normal"
     )

@@ -6,7 +6,7 @@ another). For many examples in one run see `fedvlm.leakage.one_run`.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from fedvlm.errors import ConfigError
@@ -45,7 +45,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
     if excess(_MAX_EPSILON) > 0:
         return _MAX_EPSILON
-    return float(brentq(excess, 0.0, _MAX_EPSILON))
+    return float(root_scalar(excess, bracket=(0.0, _MAX_EPSILON), method="brentq").root)
 
 
 def _gaussian_mu(fpr_upper: Scores, fnr_upper: Scores) -> Scores:

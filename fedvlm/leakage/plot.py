@@ -42,6 +42,9 @@ def plot_roc(results: Sequence[AuditResult], ax=None):
 
 def save_roc(results: Sequence[AuditResult], path: Path) -> None:
     """Write the log–log ROC as a PNG."""
-    figure = plot_roc(results).figure
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    plot_roc(results, figure.subplots())
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

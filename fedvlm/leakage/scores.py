@@ -31,8 +31,8 @@ def margin(own: Array, to_captions: Array, to_images: Array, scale: float) -> Ar
         >>> float(margin(np.array([1.0]), np.array([[1.0]]), np.array([[1.0]]), 10.0)[0])
         0.0
     """
-    rows = logsumexp(scale * to_captions, axis=1)
-    columns = logsumexp(scale * to_images, axis=1)
+    rows = np.asarray(logsumexp(scale * to_captions, axis=1))
+    columns = np.asarray(logsumexp(scale * to_images, axis=1))
     return scale * own - 0.5 * (rows + columns)
 
 
