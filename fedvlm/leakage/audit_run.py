@@ -13,6 +13,7 @@ from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.intervals import auc_interval
 from fedvlm.leakage.probe import Candidates, Probe, candidates_of
+from fedvlm.leakage.shadow_attacks import shadow_scores
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError, run_config
 
@@ -146,6 +147,11 @@ def audit_run(
     claim = claim_of(result)
     baseline = blind_baseline(probe, candidates, View.from_run(folder, Vantage.V5).initial)
     testable = claim if claim is not None and claim.unit is Unit.SAMPLE else None
+    progress("shadows", 0, 1)
+    shadows: dict[str, np.ndarray] = {}
+    if len(probe.population):
+        # The released adapter is the same for all who hold it: calibrate it once.
+        shadows = shadow_scores(View.from_run(folder, Vantage.V4), probe, candidates)
     results, absent = [], {}
     for number, vantage in enumerate(vantages):
         progress("audit", number, len(vantages))
@@ -160,6 +166,9 @@ def audit_run(
             for attack in ATTACKS
             if attack.available(view) and _possible(attack.name, probe)
         }
+        if view.released is not None:
+            kept = candidates.clients != (-1 if view.attacker is None else view.attacker)
+            found |= {name: values[kept] for name, values in shadows.items()}
         many = len(np.unique(who.clients)) >= _CLUSTERS
         results += audit_attacks(
             found,

@@ -153,8 +153,9 @@ class _Record:
             raise ConfigError(
                 f"{folder} kept no transcript; run it with transcript = true"
             ) from error
-        except ValueError as error:
-            raise IntegrityError(f"{place / 'index.json'} is not JSON") from error
+            protection, schema = index["protection"], index["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{place / 'index.json'} is not a transcript's index") from error
         rounds = sorted(place.glob("round-*.npz"))
         if not rounds:
             raise ConfigError(f"{place} holds no round")
@@ -163,7 +164,9 @@ class _Record:
             for path in rounds:
                 with np.load(path, allow_pickle=False) as file:
                     adapters.append(file["global_adapter"])
-                    if "updates" in file.files and file["updates"].size:
+                    # Behind a protection an "update" on record could only be the sum.
+                    plain = protection == "plain"
+                    if plain and "updates" in file.files and file["updates"].size:
                         single.append((file["clients"], file["updates"], file["num_examples"]))
             with np.load(folder / CHECKPOINT, allow_pickle=False) as file:
                 adapters.append(file["vector"])
@@ -178,7 +181,7 @@ class _Record:
             ) from error
         if not np.isfinite(stacked).all():
             raise IntegrityError(f"the transcript in {place} holds values that are not finite")
-        return cls(index["protection"], index["schema"], stacked, updates, weights)
+        return cls(protection, schema, stacked, updates, weights)
 
     def without(self, client: int, aggregates: Vector) -> Vector:
         """Take a client's own part out of weighted means; leave other sums as they are."""
