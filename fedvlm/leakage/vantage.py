@@ -149,13 +149,15 @@ class _Record:
         place = folder / "transcript"
         try:
             index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+            protection, schema = index["protection"], index["schema"]
         except OSError as error:
             raise ConfigError(
                 f"{folder} kept no transcript; run it with transcript = true"
             ) from error
-            protection, schema = index["protection"], index["schema"]
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{place / 'index.json'} is not a transcript's index") from error
+            raise IntegrityError(
+                f"{place / 'index.json'} is not the index of a transcript"
+            ) from error
         rounds = sorted(place.glob("round-*.npz"))
         if not rounds:
             raise ConfigError(f"{place} holds no round")
