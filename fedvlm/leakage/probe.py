@@ -83,22 +83,29 @@ class Probe:
     """Measures a task's model under adapters of an attacker's choice.
 
     Args:
-        task: The model, the data, and who holds what. The public pairs are the negatives.
+        task: The model, the data, and who holds what.
+
+    Attributes:
+        negatives: Auxiliary pairs that no client holds, against which margins are taken.
+        population: Other auxiliary pairs, what an attacker compares a score with.
 
     Raises:
-        ConfigError: The data has fewer than two public pairs.
+        ConfigError: The data leaves fewer than two auxiliary pairs.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        public = task.splits.public
-        if len(public) < 2:
+        splits = task.splits
+        # Public concepts in the clients' styles; data of one's own may have none, and then the
+        # attacker is given held-out pairs. Neither says anything about who was a member.
+        auxiliary = splits.retention if len(splits.retention) > 1 else splits.validation
+        if len(auxiliary) < 2:
             raise ConfigError(
-                "an audit needs public pairs as negatives, and this data set has none"
+                f"an audit needs at least 2 auxiliary pairs as negatives, got {len(auxiliary)}"
             )
-        rng = task.seed.numpy("audit", "negatives")
-        self.negatives = np.sort(rng.permutation(public)[:_NEGATIVES])
-        self.population = np.setdiff1d(public, self.negatives)
+        order = task.seed.numpy("audit", "negatives").permutation(auxiliary)
+        count = min(_NEGATIVES, (len(order) + 1) // 2)
+        self.negatives, self.population = np.sort(order[:count]), np.sort(order[count:])
         self._rows = np.unique(task.pairs.caption_of[self.negatives])
         self._cached = lru_cache(maxsize=64)(self._measure)
         self._alignments: dict[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
@@ -155,7 +162,7 @@ class Probe:
             raise ConfigError("mirrored images are prepared for the embedded model only")
         from fedvlm.models.stem import stem_features
 
-        features = stem_features(task.data, quiet, view=1)[indices].astype(np.float32)
+        features = stem_features(task.data, indices, quiet, view=1)[indices].astype(np.float32)
         _, texts = self.embeddings(adapter, indices)
         images = task.model.vlm.embed({"pixel_values": torch.from_numpy(features)}, "image")
         return (images * texts).sum(1).numpy().astype(np.float64)[None]
