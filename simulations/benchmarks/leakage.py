@@ -27,7 +27,7 @@ from fedvlm.leakage.shadows import (
 from simulations.benchmarks._harness import Row, lower_is_better
 
 _EXAMPLES, _WIDTH, _CLASSES = 1000, 512, 10
-_DRAWS, _SCORES, _DELTA = 400, 400, 1e-5
+_DRAWS, _SCORES, _DELTA = 400, 1000, 1e-5
 _LORA = ShadowSettings(rank=4, epochs=2, batch_size=25)
 _LINEAR = ShadowSettings(epochs=2, batch_size=100)
 
@@ -112,7 +112,7 @@ def _shadow_rows(progress: Callable[[str], None]) -> list[Row]:
 
 
 def _uncorrected(scores: np.ndarray, inside: np.ndarray) -> float:
-    """Clopper–Pearson at the best of all thresholds and guesses, as if it had been the only one."""
+    """Clopper–Pearson at the best of all thresholds, as if it had been the only one."""
     members, others = np.sort(scores[inside]), np.sort(scores[~inside])
     missed = clopper_pearson_upper(
         np.searchsorted(members, scores, side="left"), len(members), 0.025
