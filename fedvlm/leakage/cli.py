@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedvlm.federation.result import Result
 from fedvlm.files import write_text
 from fedvlm.leakage.audit import AuditResult
 from fedvlm.leakage.audit_run import RunAudit, audit_run
@@ -27,10 +29,11 @@ def audit_command(
 ) -> None:
     """Attack a run from every vantage, and test the epsilon that it claims.
 
-    Writes `audit.json` and `audit-roc.png` beside the run's result. Exit code 3: the claimed
-    epsilon is refuted, or the split can't carry an audit.
+    Writes `audit.json`, `audit-roc.png`, and the entry `leakage` of the run's result. Exit
+    code 3: the claimed epsilon is refuted, or the split can't carry an audit.
     """
     found = audit_run(folder, per_client=per_client, alpha=alpha, progress=_progress)
+    replace(Result.load(folder), leakage=found.rows()).save(folder)
     text = json.dumps(found.to_dict(), indent=2)
     write_text(folder / "audit.json", text + "\n")
     save_roc(found.best, folder / "audit-roc.png")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError
+from fedvlm.federation.result import Result
 from fedvlm.leakage import audit_run as module
 from fedvlm.leakage import cli
 from fedvlm.leakage.audit import audit_attacks
@@ -90,6 +91,7 @@ def test_a_refuted_claim_is_exit_code_3(
 ) -> None:
     audit = _audit(3.0, Claim(epsilon, 1e-5))
     monkeypatch.setattr(cli, "audit_run", lambda folder, **settings: audit)
+    Result({}, [], None, {}, [], {}, {}, 0).save(tmp_path)
     app = typer.Typer()
     app.command()(cli.audit_command)
     found = CliRunner().invoke(app, [str(tmp_path)])
@@ -98,6 +100,9 @@ def test_a_refuted_claim_is_exit_code_3(
     assert "V2: not seen" in found.output
     assert (tmp_path / "audit-roc.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "audit.json").exists()
+    leakage = Result.load(tmp_path).leakage
+    assert [row["attack"] for row in leakage] == ["strong", "weak"]
+    assert {"auc", "auc_low", "auc_high", "tpr_at_fpr", "epsilon_lower"} <= leakage[0].keys()
 
 
 def test_the_best_attack_comes_first() -> None:
