@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedvlm.config import SimulationConfig, config_from
-from fedvlm.errors import ConfigError
+from fedvlm.errors import ConfigError, ProtocolError
 from fedvlm.federation import Result, simulate
 from fedvlm.files import write_text
 from fedvlm.leakage.audit_run import RunAudit, audit_run
@@ -132,8 +132,8 @@ def main(
     for name in names:
         try:
             cells[name] = run_cell(name, out, replace(BASE, seed=seed), per_client)
-        except ConfigError as error:
-            refused[name] = str(error)
+        except (ConfigError, ProtocolError) as error:
+            refused[name] = str(error)  # a cell that can't be is named below, the others go on
     show(cells)
     for name, reason in refused.items():
         typer.echo(f"{name}: {reason}", err=True)
@@ -142,4 +142,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()
