@@ -1,26 +1,19 @@
 """A federation that overfits is audited from every vantage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedvlm.config import SimulationConfig
 from fedvlm.federation import simulate
 from fedvlm.leakage.audit_run import audit_run
+from simulations.attack_grid import BASE
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_server_that_sees_updates_learns_most(tmp_path: Path) -> None:
-    config = SimulationConfig(
-        clients=5,
-        rank=8,
-        rounds=2,
-        local_epochs=5,
-        membership="half",
-        references=False,
-        transcript=True,
-    )
+    config = replace(BASE, rounds=2)
     simulate(config, out=tmp_path)
     audit = audit_run(tmp_path, per_client=100)
     best = {one.vantage: one for one in audit.best}
