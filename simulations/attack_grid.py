@@ -118,7 +118,7 @@ def show(cells: dict[str, dict[str, Any]]) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for cells and runs")] = Path("runs/attack_grid"),
-    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 100,
+    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 200,
     only: Annotated[list[str] | None, typer.Option(help="protections to run")] = None,
     seed: Annotated[int, typer.Option(help="the experiment's seed", min=0)] = 0,
 ) -> None:

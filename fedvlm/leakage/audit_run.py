@@ -118,7 +118,7 @@ def claim_of(result: Result) -> Claim | None:
 def audit_run(
     folder: Path,
     *,
-    per_client: int = 100,
+    per_client: int = 200,
     alpha: float = 0.05,
     vantages: tuple[Vantage, ...] = tuple(Vantage),
     progress: Progress = quiet,

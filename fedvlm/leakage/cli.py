@@ -24,7 +24,7 @@ REFUTED = 3
 def audit_command(
     folder: Annotated[Path, typer.Argument(help="folder of a run with transcript = true")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, not a table")] = False,
-    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 100,
+    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 200,
     alpha: Annotated[float, typer.Option(help="chance of a wrong figure", max=0.4)] = 0.05,
 ) -> None:
     """Attack a run from every vantage, and test the epsilon that it claims.
