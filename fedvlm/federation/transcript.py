@@ -42,15 +42,11 @@ class Transcript:
         self._current = vector
 
     def updates(self, server_round: int, replies: list[Message]) -> None:
-        """Keep the adapters that the server received in a round, where it got any in clear."""
-        vectors, examples, clients = [], [], []
+        """Keep the adapters that the server received in a round."""
+        vectors, examples = [], []
         for reply in replies:
-            arrays = reply.content.array_records.get("arrays")
-            if arrays is None or "adapter" not in arrays:
-                continue  # masked or encrypted: nobody saw this client's adapter
-            vectors.append(arrays["adapter"].numpy())
+            vectors.append(reply.content.array_records["arrays"]["adapter"].numpy())
             examples.append(reply.content.metric_records["metrics"]["num-examples"])
-            clients.append(reply.metadata.src_node_id)
         with (
             whole_file(self._folder / f"round-{server_round:03d}.npz") as temporary,
             temporary.open("wb") as file,
@@ -58,7 +54,7 @@ class Transcript:
             np.savez(
                 file,
                 global_adapter=self._current if self._current is not None else np.empty(0),
-                updates=np.stack(vectors) if vectors else np.empty((0, 0), np.float32),
-                clients=np.array(clients, dtype=np.int64),
+                updates=np.stack(vectors),
+                clients=np.array([reply.metadata.src_node_id for reply in replies]),
                 num_examples=np.array(examples),
             )
