@@ -16,7 +16,7 @@ _CHOICES = {
     "membership": ("all", "half"),
     "adapter": ("lora", "ffa-lora", "prompt", "feature"),
     "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
-    "protect": ("plain",),
+    "protect": ("plain", "secagg", "secagg-active"),
 }
 
 
@@ -46,7 +46,10 @@ class SimulationConfig:
         server_optimizer: fedavg, fedavgm or fedadam.
         server_learning_rate: The server's rate; ignored by fedavg.
         server_momentum: Momentum of fedavgm, in [0, 1).
-        protect: How updates are summed: plain.
+        protect: How updates are summed: plain; secagg (the server sees the sum alone, if it
+            follows the protocol); secagg-active (also if it doesn't).
+        update_bound: Largest change of a parameter in a round under secure summing; a client
+            whose update is beyond it refuses to send.
         references: Whether to compute zero-shot, local-only and central beside the federation.
         reference_epochs: Passes of the local-only and the central reference over their data.
         reference_learning_rate: Their rate in the first pass; it falls linearly to a tenth.
@@ -76,6 +79,7 @@ class SimulationConfig:
     server_learning_rate: float = 1.0
     server_momentum: float = 0.9
     protect: str = "plain"
+    update_bound: float = 1.0
     references: bool = True
     reference_epochs: int = 6
     reference_learning_rate: float = 4e-3
@@ -99,11 +103,9 @@ class SimulationConfig:
                 raise ConfigError(f"{key} must be at least {least}; got {getattr(self, key)}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be in (0, 1]; got {self.fraction}")
-        if min(self.alpha, self.server_learning_rate, self.reference_learning_rate) <= 0:
-            raise ConfigError(
-                "alpha, server_learning_rate and reference_learning_rate must be above 0; got "
-                f"{self.alpha}, {self.server_learning_rate} and {self.reference_learning_rate}"
-            )
+        for key in ("alpha", "server_learning_rate", "reference_learning_rate", "update_bound"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} must be above 0; got {getattr(self, key)}")
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(f"server_momentum must be in [0, 1); got {self.server_momentum}")
         self.adapter_spec()

@@ -6,18 +6,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedvlm.config import config_from
 from fedvlm.errors import IntegrityError
+from fedvlm.federation.protection import protect_client, settings_of
 from fedvlm.federation.task import load_task
 
 VECTOR = "adapter"
 
-app = ClientApp()
-
-
-def _run_config(context: Context) -> dict:
-    """Return the settings of the run config that belong to the federation."""
-    return {key: value for key, value in context.run_config.items() if key != "out"}
+app = ClientApp(mods=[protect_client])
 
 
 @app.train()
@@ -33,7 +28,7 @@ def train(message: Message, context: Context) -> Message:
     start = time.perf_counter()
     # One thread a client: a result must not depend on how many cores there are.
     torch.set_num_threads(1)
-    task = load_task(config_from(_run_config(context)))
+    task = load_task(settings_of(context))
     client = int(context.node_config["partition-id"])
     settings = message.content["config"]
     arrays = message.content["arrays"]

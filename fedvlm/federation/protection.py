@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from flwr.app import Context, Message
 from flwr.serverapp.strategy import Strategy
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import SimulationConfig, config_from
+from fedvlm.errors import ConfigError
+
+# Keys of the run config that name places, and decide no result.
+PLACES = ("out", "identities")
+_QUANTISATION_ERROR = 1e-5
+_MAX_EXAMPLES = 1_000
 
 
 @dataclass(frozen=True)
@@ -17,22 +26,117 @@ class Protected:
         strategy: What runs the round.
         name: Name of the protection, as in the configuration.
         parameters: What an expert wants to know of it.
-        round_report: Returns what to add to a round's entry, by its number.
+        round_report: Returns what to add to a round's entry.
     """
 
     strategy: Strategy
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    round_report: Callable[[int], dict[str, Any]] = lambda number: {}
+    round_report: Callable[[], dict[str, Any]] = dict
 
     def describe(self) -> dict[str, Any]:
         """Return the entry `protection` of a result."""
-        return {"name": self.name, "mode": "sum", "parameters": self.parameters}
+        return {"name": self.name, "mode": self.name, "parameters": self.parameters}
+
+
+def settings_of(context: Context) -> SimulationConfig:
+    """Return the configuration that a run config carries."""
+    return _settings(tuple(sorted(context.run_config.items())))
+
+
+@lru_cache(maxsize=4)
+def _settings(items: tuple[tuple[str, Any], ...]) -> SimulationConfig:
+    return config_from({key: value for key, value in items if key not in PLACES})
+
+
+def secure_policy(config: SimulationConfig):
+    """Return the terms of secure aggregation for a configuration.
+
+    Every party derives them from its own copy of the configuration: to a client they are the
+    floor below which it refuses. The mean is weighted by examples, clamped at 1,000.
+
+    Raises:
+        ConfigError: Fewer than three clients.
+    """
+    from secure.aggregation import Policy, plan
+
+    if config.clients < 3:
+        raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
+    return Policy(
+        plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
+        mode="active" if config.protect == "secagg-active" else "semi-honest",
+        clip=False,
+        weighting="examples",
+        max_weight=_MAX_EXAMPLES,
+    )
+
+
+def protect_client(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Answer as the configuration's protection asks; a mod for Flower's `ClientApp`."""
+    config = settings_of(context)
+    if config.protect == "plain":
+        return call_next(message, context)
+    from secure.aggregation.flower import secagg_mod
+
+    place = str(context.run_config.get("identities", ""))
+    mod = secagg_mod(secure_policy(config), Path(place) if place else None)
+    return mod(message, context, call_next)
+
+
+def _report(history: list[Any]) -> dict[str, Any]:
+    """Return bytes and seconds of every trip of the last round, for one client in the mean."""
+    record = history[-1]
+    trips = [
+        {
+            "trip": trip.name,
+            "sent": trip.sent,
+            "answered": trip.answered,
+            "upload_bytes": trip.upload_bytes,
+            "download_bytes": trip.download_bytes,
+            "wait_seconds": trip.wall_s,
+            "server_seconds": trip.server_s,
+        }
+        for trip in record.trips
+    ]
+    return {
+        "clients": record.summed,
+        "upload_bytes_per_client": round(record.upload_bytes / record.asked),
+        "download_bytes_per_client": round(record.download_bytes / record.asked),
+        "trips": trips,
+        "abandoned": record.reason or None,
+    }
 
 
 def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     """Wrap a Flower strategy in the protection that the configuration asks for.
 
     `plain` hides nothing from the server: it is the oracle that every other one must equal.
+    `secagg` shows the server the sum alone as long as it follows the protocol, `secagg-active`
+    also when it doesn't.
     """
-    return Protected(inner, config.protect, {"server_sees": "every client's adapter"})
+    if config.protect == "plain":
+        return Protected(inner, config.protect, {"server_sees": "every client's adapter"})
+    from secure.aggregation.flower import SecAggStrategy
+
+    policy = secure_policy(config)
+    strategy = SecAggStrategy(inner, policy)
+    sharing = policy.sharing(config.clients)
+    return Protected(
+        strategy,
+        config.protect,
+        {
+            "server_sees": "the weighted sum",
+            "mode": policy.mode,
+            "update_bound": policy.plan.bound,
+            "levels": policy.plan.levels,
+            "lane_bits": policy.plan.lane,
+            "bytes_per_parameter": policy.plan.bytes_per_parameter,
+            "neighbours": sharing.neighbours,
+            "threshold": sharing.threshold,
+            "quorum": sharing.quorum,
+            "max_examples": policy.max_weight,
+        },
+        lambda: _report(strategy.history),
+    )

@@ -50,8 +50,9 @@ def _federate(
         for entry in history:
             on_round(entry)
     done = max(0, len(history) - 1)
-    keep = out is not None and config.transcript
-    transcript = Transcript(out, config.protect, view.schema) if keep and out else None
+    transcript = None
+    if out is not None and config.transcript:
+        transcript = Transcript(out, config.protect, view.schema)
     protection = protected(inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
 
@@ -62,7 +63,7 @@ def _federate(
         view.write(arrays[VECTOR].numpy())
         entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
         if number:
-            entry |= asdict(strategy.costs[number]) | protection.round_report(number)
+            entry |= asdict(strategy.costs[number]) | protection.round_report()
         history.append(entry)
         if out is not None:
             state = optimizer_state(inner)

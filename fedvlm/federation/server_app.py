@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedvlm.config import config_from
+from fedvlm.federation.protection import settings_of
 from fedvlm.federation.run import run_federation
 
 app = ServerApp()
@@ -14,7 +14,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation; the run config's `out` names the folder for its result."""
-    settings = dict(context.run_config)
-    out = str(settings.pop("out", ""))
-    config = config_from(settings)
-    run_federation(grid, config, out=Path(out) if out else None)
+    out = str(context.run_config.get("out", ""))
+    run_federation(grid, settings_of(context), out=Path(out) if out else None)

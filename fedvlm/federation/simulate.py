@@ -1,5 +1,8 @@
 """A federation in this process."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedvlm.config import SimulationConfig
@@ -8,6 +11,23 @@ from fedvlm.federation.grid import InProcessGrid
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
 from fedvlm.federation.task import Progress, quiet
+
+
+@contextmanager
+def _identities(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
+    """Give every simulated node a signing key of its own, for this run only."""
+    if config.protect == "plain":
+        yield
+        return
+    from secure.aggregation import provision
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        provision(folder / "keys", config.clients)
+        for number, context in enumerate(grid.contexts.values()):
+            context.node_config["secagg-identity"] = str(folder / "keys" / f"{number}.key")
+            context.node_config["secagg-roster"] = str(folder / "keys" / "roster.json")
+        yield
 
 
 def simulate(
@@ -40,9 +60,10 @@ def simulate(
     grid = InProcessGrid(app, config.clients, config.to_run_config(), config.workers)
     folder = Path(out) if out is not None else None
     try:
-        return run_federation(
-            grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
-        )
+        with _identities(grid, config):
+            return run_federation(
+                grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
+            )
     except Exception as error:
         # In a deployment the reason stays with the client; in one process it is ours to show.
         if grid.errors:

@@ -88,10 +88,9 @@ def _payload_bytes(message: Message) -> int:
 
 
 def _digest(message: Message) -> bytes:
-    if message.has_error():
-        return b""
-    record = message.content.array_records["arrays"]
-    return hashlib.sha256(record[VECTOR].data).digest()
+    """Return what to order replies by: the adapter's content, where it is in clear."""
+    arrays = None if message.has_error() else message.content.array_records.get("arrays")
+    return hashlib.sha256(arrays[VECTOR].data).digest() if arrays else b""
 
 
 def inner_strategy(config: SimulationConfig) -> FedAvg:
@@ -164,20 +163,21 @@ class FederationStrategy(Strategy):
         """Check the replies, let the inner strategy sum them, and account for the round.
 
         Raises:
-            DropoutError: Fewer than two clients answered.
+            DropoutError: Fewer than two clients answered in clear.
             IntegrityError: The aggregate is not finite.
         """
         number = server_round + self._rounds_done
         # A sum in floating point depends on its order: order by content, not by arrival.
         batch = sorted(replies, key=_digest)
         good = [reply for reply in batch if not reply.has_error()]
-        if len(good) < MIN_CLIENTS:
+        # Under secure summing the protocol has its own quorum, and abandons the round by itself.
+        if len(good) < MIN_CLIENTS and self._config.protect == "plain":
             raise DropoutError(
                 f"round {number}: {len(good)} of {len(batch)} clients answered, need at least "
                 f"{MIN_CLIENTS}; an average of one client is that client's own update"
             )
         if self._transcript is not None:
-            self._transcript.updates(number, good)
+            self._transcript.replies(number, good)
         start = time.perf_counter()
         arrays, metrics = self.inner.aggregate_train(number, batch)
         seconds = time.perf_counter() - start
@@ -189,7 +189,7 @@ class FederationStrategy(Strategy):
         told = dict(metrics or {})
         self.costs[number] = RoundCost(
             clients=len(good),
-            upload_bytes_per_client=round(sum(map(_payload_bytes, good)) / len(good)),
+            upload_bytes_per_client=round(sum(map(_payload_bytes, good)) / max(1, len(good))),
             download_bytes_per_client=self._download_bytes,
             client_seconds=_as_float(told.get("client-seconds")),
             server_seconds=seconds,

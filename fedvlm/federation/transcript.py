@@ -1,7 +1,8 @@
 """What each party saw, kept for an audit.
 
 Switched on by `transcript = true`. Under plain aggregation the server sees every client's
-adapter; every client sees the global adapter that it is sent.
+adapter; under secure aggregation it sees the aggregate alone, which is the next round's global
+adapter. Every client sees the global adapter that it is sent.
 """
 
 import json
@@ -17,9 +18,10 @@ from fedvlm.files import whole_file, write_text
 class Transcript:
     """Writes what was seen in a run to `DIR/transcript/`.
 
-    One `round-NNN.npz` a round: `global_adapter` (P,) float32, which every party saw, and
-    `updates` (K, P) float32, the adapters that the server saw one by one, with `clients` (K,)
-    their node ids and `num_examples` (K,). `index.json` says which party saw which.
+    One `round-NNN.npz` a round: `global_adapter` (P,) float32, which every party saw, and, only
+    where aggregation is plain, `updates` (K, P) float32, the adapters that the server saw one by
+    one, with `clients` (K,) their node ids and `num_examples` (K,). `index.json` says which
+    party saw which. The last global adapter is the released one, in `adapter/`.
 
     Args:
         folder: The run's folder.
@@ -30,10 +32,10 @@ class Transcript:
     def __init__(self, folder: Path, protection: str, schema: str) -> None:
         self._folder = folder / "transcript"
         self._current: NDArray[np.float32] | None = None
-        seen = {
-            "global_adapter": ["server", "client", "holder of the released adapter"],
-            "updates": ["server"],
-        }
+        self._plain = protection == "plain"
+        seen = {"global_adapter": ["server", "client"]}
+        if self._plain:
+            seen["updates"] = ["server"]
         index = {"protection": protection, "schema": schema, "seen_by": seen}
         write_text(self._folder / "index.json", json.dumps(index, indent=2) + "\n")
 
@@ -41,20 +43,18 @@ class Transcript:
         """Keep the adapter that a round starts from."""
         self._current = vector
 
-    def updates(self, server_round: int, replies: list[Message]) -> None:
-        """Keep the adapters that the server received in a round."""
-        vectors, examples = [], []
-        for reply in replies:
-            vectors.append(reply.content.array_records["arrays"]["adapter"].numpy())
-            examples.append(reply.content.metric_records["metrics"]["num-examples"])
-        with (
-            whole_file(self._folder / f"round-{server_round:03d}.npz") as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez(
-                file,
-                global_adapter=self._current if self._current is not None else np.empty(0),
-                updates=np.stack(vectors),
-                clients=np.array([reply.metadata.src_node_id for reply in replies]),
-                num_examples=np.array(examples),
-            )
+    def replies(self, server_round: int, replies: list[Message]) -> None:
+        """Keep what the server received in a round."""
+        columns: dict[str, NDArray] = {}
+        if self._current is not None:
+            columns["global_adapter"] = self._current
+        if self._plain:
+            contents = [reply.content for reply in replies]
+            vectors = [content.array_records["arrays"]["adapter"].numpy() for content in contents]
+            examples = [c.metric_records["metrics"]["num-examples"] for c in contents]
+            columns["updates"] = np.stack(vectors)
+            columns["num_examples"] = np.array(examples)
+            columns["clients"] = np.array([reply.metadata.src_node_id for reply in replies])
+        path = self._folder / f"round-{server_round:03d}.npz"
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **columns)  # pyright: ignore[reportArgumentType]

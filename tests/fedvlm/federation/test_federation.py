@@ -10,6 +10,7 @@ from fedvlm.config import config_from
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError
 from fedvlm.federation import InProcessGrid, Result, load_task, simulate
 from fedvlm.federation.client_app import VECTOR, app
+from fedvlm.federation.protection import secure_policy
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
 
 
@@ -112,7 +113,7 @@ def test_a_transcript_holds_what_each_party_saw(small_run, tmp_path):
     config = config_from(small_run | {"transcript": True})
     simulate(config, out=tmp_path)
     index = json.loads((tmp_path / "transcript" / "index.json").read_text())
-    assert index["seen_by"]["updates"] == ["server"]
+    assert index["seen_by"] == {"global_adapter": ["server", "client"], "updates": ["server"]}
     with np.load(tmp_path / "transcript" / "round-001.npz") as one:
         assert one["updates"].shape == (3, one["global_adapter"].size)
         mean = np.average(one["updates"], axis=0, weights=one["num_examples"])
@@ -242,3 +243,61 @@ def test_messages_are_copies(small_run):
     assert reply.content["m"]["x"] == 1
     assert "count" in grid.contexts[1].state
     assert "count" not in grid.contexts[2].state
+
+
+@pytest.mark.parametrize("protect", ["secagg", "secagg-active"])
+def test_secure_aggregation_gives_the_plain_adapter_within_quantisation(
+    small_run, tmp_path, protect
+):
+    # One round: in the next one AdamW's first step, ± the rate, would blow up any rounding.
+    settings = small_run | {"rounds": 1, "clients": 4, "transcript": True}
+    plain = simulate(config_from(settings), out=tmp_path / "plain")
+    secure = simulate(config_from(settings | {"protect": protect}), out=tmp_path / "secure")
+    vectors = []
+    for name in ("plain", "secure"):
+        with np.load(tmp_path / name / "checkpoint.npz") as archive:
+            vectors.append(archive["vector"])
+    policy = secure_policy(config_from(settings | {"protect": protect}))
+    examples = np.mean(plain.data["client_pairs"])
+    rms = policy.plan.rms_error(4) * policy.max_weight / examples
+    error = np.abs(vectors[0] - vectors[1])
+    assert 0 < np.sqrt(np.mean(error**2)) < rms
+    assert error.max() < 8 * rms
+    entry = secure.rounds[1]
+    trips = ["advertise", "share", "mask", "commit", "unmask"]
+    if protect == "secagg":
+        trips.remove("commit")
+    assert [trip["trip"] for trip in entry["trips"]] == trips
+    assert all(trip["answered"] == 4 for trip in entry["trips"])
+    assert entry["clients"] == 4
+    assert entry["train_loss"] == pytest.approx(plain.rounds[1]["train_loss"], abs=1e-3)
+    index = json.loads((tmp_path / "secure" / "transcript" / "index.json").read_text())
+    assert "updates" not in index["seen_by"]
+    with np.load(tmp_path / "secure" / "transcript" / "round-001.npz") as seen:
+        assert seen.files == ["global_adapter"]
+
+
+def test_an_update_beyond_the_bound_is_refused_and_the_model_stays(small_run, tmp_path):
+    settings = small_run | {"rounds": 1, "protect": "secagg", "update_bound": 1e-6}
+    result = simulate(config_from(settings), out=tmp_path)
+    assert result.rounds[1]["clients"] == 0
+    assert "clients" in result.rounds[1]["abandoned"]
+    with np.load(tmp_path / "checkpoint.npz") as archive:
+        assert np.array_equal(archive["vector"], load_task(config_from(settings)).initial)
+
+
+def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
+    config = config_from(small_run | {"protect": "secagg"})
+    task = load_task(config)
+    arrays = ArrayRecord({VECTOR: Array(task.initial)})
+    settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
+    content = RecordDict({"arrays": arrays, "config": settings})
+    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+    assert reply.has_error()
+    assert reply.error.reason.startswith("secagg: ")
+
+
+def test_secure_aggregation_needs_three_clients(small_run):
+    with pytest.raises(ConfigError, match="at least 3 clients"):
+        simulate(config_from(small_run | {"clients": 2, "protect": "secagg"}))

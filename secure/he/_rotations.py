@@ -1,0 +1,190 @@
+"""The rotation layout on the server: encoded diagonals, baby steps, giant steps."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure.errors import ParameterError
+from secure.he._seal import engine
+from secure.he.errors import RangeError
+from secure.he.keys import EvaluationKeys
+from secure.he.params import MAX_WEIGHT_BITS, HEParams
+from secure.he.rotation_plan import RotationPlan
+
+_MIN_WEIGHT_BITS = 8
+
+
+def weight_bits(params: HEParams, largest: float, level: int, scale: float) -> int:
+    """Return the fractional bits that weights can have without the result leaving the range.
+
+    A coefficient of the plaintext is at most the mean magnitude of its slots, so `largest`
+    times the final scale must stay below half the modulus; half a bit is left for the noise.
+
+    Args:
+        params: Encryption parameters.
+        largest: Largest magnitude of a slot of the result.
+        level: Level at which the product is taken.
+        scale: Scale of the ciphertext.
+
+    Raises:
+        RangeError: Fewer than 8 bits are left.
+    """
+    modulus = sum(math.log2(prime) for prime in engine(params).primes(level))
+    # However small the values, SEAL wants the scale itself below the modulus.
+    headroom = max(1.5 + math.log2(max(largest, 2.0**-40)), 1.0)
+    bits = min(math.floor(modulus - headroom - math.log2(scale)), MAX_WEIGHT_BITS)
+    if bits < _MIN_WEIGHT_BITS:
+        raise RangeError(
+            f"results up to {largest:.3g} leave {bits} bits for the weights, and "
+            f"{_MIN_WEIGHT_BITS} are needed: choose parameters with a longer modulus"
+        )
+    return bits
+
+
+def encode_weights(params: HEParams, values: NDArray, scale: float, level: int) -> Any | None:
+    """Encode one diagonal; None where it is zero, which SEAL would refuse to multiply by."""
+    if not np.any(values):
+        return None
+    plain = engine(params).encode(values, scale, level)
+    return None if plain.is_zero() else plain
+
+
+class RotationLayer:
+    """Encoded weights of one layer, for the rotation layout.
+
+    Args:
+        plan: The layout.
+        weight: Shape `(out_features, in_features)`.
+        bias: Shape `(out_features,)`, or None.
+        progress: Called with the fraction that is encoded.
+    """
+
+    def __init__(
+        self,
+        plan: RotationPlan,
+        weight: NDArray[np.float64],
+        bias: NDArray[np.float64] | None,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> None:
+        self.plan = plan
+        params = plan.params
+        outputs, m = plan.output_blocks, plan.m
+        padded = np.zeros((outputs * 2 * m, plan.input_blocks * plan.n))
+        padded[: weight.shape[0], : weight.shape[1]] = weight
+        halves = padded.reshape(outputs, 2, m, plan.input_blocks, plan.n)
+        packed = halves[:, 0] + 1j * halves[:, 1]
+        shift = np.zeros(outputs * 2 * m)
+        if bias is not None:
+            shift[: len(bias)] = bias
+        pairs = shift.reshape(outputs, 2, m)
+        self._shift = pairs[:, 0] + 1j * pairs[:, 1]
+        norms = np.sqrt(np.sum(np.abs(packed) ** 2, axis=(2, 3)))
+        largest = float((norms * params.max_abs + np.abs(self._shift)).max())
+        self._scale = 2.0**params.scale_bits
+        self.weight_scale = 2.0 ** weight_bits(params, largest, 0, self._scale)
+        self._diagonals = []
+        for block in range(outputs):
+            self._diagonals.append(self._encode_block(packed[block]))
+            if not any(plain for step in self._diagonals[-1] for row in step for plain in row):
+                raise ParameterError("all weights of a block are zero: nothing to encrypt for")
+            progress((block + 1) / outputs)
+        self._bias: dict[int, Any] = {}
+
+    def _encode_block(self, packed: NDArray[np.complex128]) -> list[list[list[Any]]]:
+        """Encode `(m, input_blocks, n)` as plaintexts [giant][input block][baby]."""
+        plan = self.plan
+        entry, copy = plan.positions()
+        used = copy < plan.copies
+        steps = []
+        for giant in range(plan.giant_steps):
+            row = []
+            for block in range(plan.input_blocks):
+                plains = []
+                for baby in range(plan.baby_steps):
+                    offset = giant * plan.baby_steps + baby
+                    source = (entry + copy * plan.diagonals + offset) % plan.n
+                    values = np.where(used, packed[entry % plan.m, block, source], 0)
+                    values = np.roll(values, giant * plan.baby_steps * plan.stride)
+                    plains.append(encode_weights(plan.params, values, self.weight_scale, 0))
+                row.append(plains)
+            steps.append(row)
+        return steps
+
+    def apply(self, inputs: list[Any], keys: EvaluationKeys) -> list[Any]:
+        """Return the result's SEAL ciphertexts for the inputs' SEAL ciphertexts."""
+        plan = self.plan
+        results = []
+        for start in range(0, len(inputs), plan.input_blocks):
+            babies = [self._babies(one, keys) for one in inputs[start : start + plan.input_blocks]]
+            results += [self._output(block, babies, keys) for block in range(plan.output_blocks)]
+        return results
+
+    def _babies(self, ciphertext: Any, keys: EvaluationKeys) -> list[Any]:
+        plan, seal = self.plan, engine(self.plan.params)
+        rest = [
+            seal.rotate(ciphertext, step * plan.stride, keys.galois)
+            for step in range(1, plan.baby_steps)
+        ]
+        return [ciphertext, *rest]
+
+    def _output(self, block: int, babies: list[list[Any]], keys: EvaluationKeys) -> Any:
+        plan, seal = self.plan, engine(self.plan.params)
+        total = None
+        # Horner's rule: one step, and so one key, does for all giant steps.
+        for rows in reversed(self._diagonals[block]):
+            if total is not None:
+                total = seal.rotate(total, plan.baby_steps * plan.stride, keys.galois)
+            inner = sum_of_products(seal, babies, rows)
+            if inner is None:
+                continue
+            # Rescaled before it is rotated: a rotation costs less with fewer primes.
+            inner = shortened(plan.params, inner)
+            if total is None:
+                total = inner
+            else:
+                seal.evaluator.add_inplace(total, inner)
+        self._add_bias(block, total)
+        return total
+
+    def _add_bias(self, block: int, total: Any) -> None:
+        if not self._shift[block].any():
+            return
+        seal, plan = engine(self.plan.params), self.plan
+        if block not in self._bias:
+            entry, copy = plan.positions()
+            # Once only: the client adds up the copies and folds.
+            values = np.where((copy == 0) & (entry < plan.m), self._shift[block, entry % plan.m], 0)
+            self._bias[block] = seal.encode(values, total.scale, seal.level_of(total))
+        seal.evaluator.add_plain_inplace(total, self._bias[block])
+
+
+def sum_of_products(seal: Any, babies: list[list[Any]], rows: list[list[Any]]) -> Any | None:
+    """Return the sum of ciphertext times plaintext over all pairs, or None where all are zero."""
+    total = None
+    product = seal.api.Ciphertext()
+    for ciphertexts, plains in zip(babies, rows, strict=True):
+        for ciphertext, plain in zip(ciphertexts, plains, strict=True):
+            if plain is None:
+                continue
+            if total is None:
+                total = seal.api.Ciphertext()
+                seal.evaluator.multiply_plain(ciphertext, plain, total)
+            else:
+                seal.evaluator.multiply_plain(ciphertext, plain, product)
+                seal.evaluator.add_inplace(total, product)
+    return total
+
+
+def shortened(params: HEParams, ciphertext: Any) -> Any:
+    """Rescale while the scale stays at the inputs' or above: fewer primes to send back."""
+    seal = engine(params)
+    level = seal.level_of(ciphertext)
+    while level < params.depth and (
+        ciphertext.scale / seal.primes(level)[-1] >= 2.0**params.scale_bits
+    ):
+        seal.evaluator.rescale_to_next_inplace(ciphertext)
+        level += 1
+    return ciphertext

@@ -1,0 +1,479 @@
+"""Builds a program while it runs the model in float64 on the public calibration batch.
+
+Each value carries its calibration sample, so every operation is checked against its protocol's
+domain as it is added, and an activation out of range is an error that names its module.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secure.smpc import _ring, _tables, program
+from secure.smpc._attention import MAX_KEYS, SoftmaxParameters
+from secure.smpc._norm import NormParameters, width_bits
+from secure.smpc._series import FUNCTIONS, MAX_RADIUS, PRECISION_BITS, Series, fit
+from secure.smpc.errors import CalibrationError, UnsupportedModuleError
+
+#: Fraction bits of a value between layers, and of a weight.
+VALUE_BITS = 16
+WEIGHT_BITS = 18
+_LEAST_WEIGHT_BITS = 12
+#: How far beyond the calibration's extremes a value may go.
+MARGIN = 1.25
+_VARIANCE_MARGIN = 4.0
+_ACTIVATION_TOLERANCE = 3e-4
+_EXP_TOLERANCE = 2e-5
+_EXP_RADIUS = 3.0
+_MAX_SQUARINGS = 6
+_MAX_INDEX_BITS = 14
+_GAIN_BITS = 11
+_SCALE_BITS = 18
+_NORM_BITS = 34
+
+
+def _largest(path: str, sample: Tensor) -> float:
+    """Return the largest magnitude of a calibration sample, which must be finite."""
+    largest = float(sample.abs().max()) if sample.numel() else 0.0
+    if not math.isfinite(largest):
+        raise CalibrationError(f"{path}: an activation of the calibration is not finite")
+    return largest
+
+
+class Value:
+    """A value of the program under construction.
+
+    Attributes:
+        name: Its name in the program; changes when the value is rescaled.
+        bits: Its fraction bits.
+        sample: float64, shape `(batch, *shape)`: the value on the calibration batch.
+    """
+
+    def __init__(self, name: str, bits: int, sample: Tensor) -> None:
+        self.name, self.bits, self.sample = name, bits, sample
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape for one input."""
+        return tuple(self.sample.shape[1:])
+
+
+class Builder:
+    """Adds operations; see `secure.smpc.register` for handlers that use it."""
+
+    def __init__(self) -> None:
+        self.inputs: list[program.Input] = []
+        self.operations: list[program.Operation] = []
+        self.weights: dict[str, Tensor] = {}
+        self.weight_infos: dict[str, program.WeightInfo] = {}
+        self.constants: dict[str, Tensor] = {}
+        self._count = 0
+
+    # -- bookkeeping -------------------------------------------------------------------------
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def _made(self, path: str, name: str, bits: int, sample: Tensor) -> Value:
+        largest = _largest(path, sample)
+        if _ring.magnitude_bits(largest * 2 * MARGIN) + bits > _ring.LIMIT_BITS:
+            raise CalibrationError(
+                f"{path}: an activation of {largest:.3g} leaves the ring with {bits} fraction bits"
+            )
+        return Value(name, bits, sample)
+
+    def _secret(self, path: str, name: str, tensor: Tensor, where: dict[str, Tensor]) -> str:
+        key = f"{path}.{name}" if path else name
+        if key in where:
+            raise UnsupportedModuleError(
+                path, name, "is used twice; shared modules have no mapping"
+            )
+        where[key] = tensor.detach().to(torch.float64)
+        return key
+
+    def rescale(self, value: Value, bits: int, path: str) -> None:
+        """Bring a value to other fraction bits, in place."""
+        if value.bits == bits:
+            return
+        name = self._name()
+        self.operations.append(program.Rescale(name, path, value.name, bits))
+        value.name, value.bits = name, bits
+
+    # -- inputs ------------------------------------------------------------------------------
+
+    def image(self, pixels: Tensor, patch: int, path: str) -> Value:
+        """Take an image from the client, cut into square patches.
+
+        Args:
+            pixels: Calibration images, shape `(batch, C, H, W)`.
+            patch: Side of a patch.
+            path: Path of the module.
+        """
+        from secure.smpc._execute import patches
+
+        if pixels.dim() != 4 or pixels.shape[-1] % patch or pixels.shape[-2] % patch:
+            raise UnsupportedModuleError(
+                path, "patches", f"images of shape {tuple(pixels.shape)} don't cut into {patch}"
+            )
+        sample = patches(pixels.to(torch.float64), patch)
+        return self._input("pixel_values", "patches", pixels, sample, VALUE_BITS, patch=patch)
+
+    def real(self, features: Tensor, field: str) -> Value:
+        """Take real features from the client, as they are: `(batch, ..., width)`."""
+        return self._input(field, "real", features, features.to(torch.float64), VALUE_BITS)
+
+    def tokens(self, ids: Tensor, vocabulary: int) -> Value:
+        """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
+        sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
+        return self._input("input_ids", "one_hot", ids, sample, 0)
+
+    def position_of(self, ids: Tensor, token: int | None) -> Value:
+        """Take from the client where a token first appears, as a one-hot row."""
+        target = ids.amax(-1, keepdim=True) if token is None else token
+        place = (ids == target).to(torch.int64).argmax(-1)
+        sample = nn.functional.one_hot(place, ids.shape[-1]).to(torch.float64)
+        return self._input("input_ids", "position", ids, sample, 0, token=token)
+
+    def _input(
+        self,
+        field: str,
+        kind: str,
+        raw: Tensor,
+        sample: Tensor,
+        bits: int,
+        patch: int = 0,
+        token: int | None = None,
+    ) -> Value:
+        name = self._name()
+        limit = 0.0
+        if kind in ("patches", "real"):
+            # A power of two, so that the range tells little about the calibration batch.
+            limit = 2.0 ** (_ring.magnitude_bits(_largest("input", raw)) + 2)
+        value = self._made("input", name, bits, sample)
+        self.inputs.append(
+            program.Input(
+                name,
+                field,
+                kind,
+                tuple(raw.shape[1:]),
+                value.shape,
+                bits,
+                patch=patch,
+                token=token,
+                limit=limit,
+            )
+        )
+        return value
+
+    # -- linear operations -------------------------------------------------------------------
+
+    def linear(
+        self,
+        x: Value,
+        weight: Tensor,
+        bias: Tensor | None,
+        path: str,
+        output: str = "value",
+    ) -> Value:
+        """Multiply by a secret weight.
+
+        Args:
+            x: Shape `(..., inputs)`.
+            weight: Shape `(outputs, inputs)` as torch keeps it, or `(features,)` for a product
+                feature by feature.
+            bias: Shape `(outputs,)` or None.
+            path: Path of the module.
+            output: `value` (16 bits), `raw` (untruncated: what follows is a residual sum or a
+                normalisation) or `activation` (as many bits as a series takes).
+        """
+        weight = weight.detach().to(torch.float64)
+        sample = x.sample * weight if weight.dim() == 1 else x.sample @ weight.T
+        if bias is not None:
+            sample = sample + bias.detach().to(torch.float64)
+        largest = _largest(path, sample) * 2 * MARGIN
+        room = _ring.LIMIT_BITS - 1 - max(0, _ring.magnitude_bits(largest))
+        if output == "activation":
+            room = min(room, 2 * PRECISION_BITS["gelu"] - 1)
+        if room - x.bits < _LEAST_WEIGHT_BITS:
+            self.rescale(x, VALUE_BITS, path)
+        weight_bits = min(WEIGHT_BITS, room - x.bits)
+        if weight_bits < _LEAST_WEIGHT_BITS:
+            raise CalibrationError(f"{path}: outputs of {largest:.3g} leave no room for weights")
+        stored = weight if weight.dim() == 1 else weight.T.contiguous()
+        key = self._secret(path, "weight", stored, self.weights)
+        self.weight_infos[key] = program.WeightInfo(tuple(stored.shape), weight_bits)
+        bias_key = None if bias is None else self._secret(path, "bias", bias, self.constants)
+        bits = VALUE_BITS if output == "value" else x.bits + weight_bits
+        target = self._name()
+        self.operations.append(
+            program.Linear(target, path, x.name, key, bias_key, bits if output == "value" else None)
+        )
+        return self._made(path, target, bits, sample)
+
+    def add(self, left: Value, right: Value, path: str) -> Value:
+        """Add two values."""
+        bits = max(left.bits, right.bits)
+        target = self._name()
+        self.operations.append(program.Add(target, path, left.name, right.name))
+        return self._made(path, target, bits, left.sample + right.sample)
+
+    def add_constant(self, x: Value, constant: Tensor, path: str) -> Value:
+        """Add a secret constant of the server's, broadcast over the batch."""
+        key = self._secret(path, "constant", constant, self.constants)
+        target = self._name()
+        self.operations.append(program.AddConstant(target, path, x.name, key))
+        return self._made(path, target, x.bits, x.sample + self.constants[key])
+
+    def prepend(self, x: Value, tokens: Tensor, path: str) -> Value:
+        """Put secret tokens, shape `(count, width)`, before those of x."""
+        key = self._secret(path, "tokens", tokens, self.constants)
+        target = self._name()
+        self.operations.append(program.Prepend(target, path, x.name, key))
+        first = self.constants[key].expand(len(x.sample), *tokens.shape)
+        return self._made(path, target, x.bits, torch.cat([first, x.sample], dim=-2))
+
+    def load(self, constant: Tensor, batch: int, path: str) -> Value:
+        """Make a value of a secret constant of the server's."""
+        key = self._secret(path, "load", constant, self.constants)
+        target = self._name()
+        self.operations.append(program.Load(target, path, key))
+        sample = self.constants[key].expand(batch, *constant.shape).clone()
+        return self._made(path, target, VALUE_BITS, sample)
+
+    def slice(self, x: Value, start: int, stop: int, path: str) -> Value:
+        """Take features start to stop."""
+        target = self._name()
+        self.operations.append(program.Slice(target, path, x.name, start, stop))
+        return self._made(path, target, x.bits, x.sample[..., start:stop])
+
+    def token(self, x: Value, index: int, path: str) -> Value:
+        """Take one token of `(tokens, width)`."""
+        target = self._name()
+        self.operations.append(program.Token(target, path, x.name, index))
+        return self._made(path, target, x.bits, x.sample[..., index, :])
+
+    def mean_tokens(self, x: Value, start: int, path: str) -> Value:
+        """Average the tokens from `start` on."""
+        self.rescale(x, VALUE_BITS, path)
+        target = self._name()
+        self.operations.append(program.MeanTokens(target, path, x.name, start, VALUE_BITS))
+        return self._made(path, target, VALUE_BITS, x.sample[..., start:, :].mean(-2))
+
+    def select_token(self, x: Value, selector: Value, path: str) -> Value:
+        """Take the token that the client's secret one-hot row points at."""
+        target = self._name()
+        self.operations.append(program.SelectToken(target, path, x.name, selector.name))
+        sample = (selector.sample.unsqueeze(-2) @ x.sample).squeeze(-2)
+        return self._made(path, target, x.bits + selector.bits, sample)
+
+    # -- the rest ----------------------------------------------------------------------------
+
+    def normalise(
+        self, x: Value, epsilon: float, path: str, centred: bool = True, keep: bool = True
+    ) -> Value:
+        """Normalise over the last axis: LayerNorm without its affine part, or a vector's length.
+
+        Args:
+            x: Shape `(..., width)`; with `keep` it is brought to 16 bits on the way.
+            epsilon: LayerNorm's epsilon.
+            path: Path of the module.
+            centred: False for x/‖x‖.
+            keep: Whether x is used again.
+        """
+        width = x.shape[-1]
+        mean = x.sample.mean(-1, keepdim=True) if centred else 0.0
+        centre = x.sample - mean
+        squares = (centre**2).sum(-1, keepdim=True)
+        divisor = float(width) if centred else 1.0
+        result = centre / torch.sqrt(squares / divisor + epsilon)
+        ratio = width / 2.0 ** width_bits(width) if centred else 1.0
+        parameters = norm_parameters(
+            path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2
+        )
+        if (
+            centred
+            and x.bits
+            + width_bits(width)
+            + _ring.magnitude_bits(float(centre.abs().max()) * 2 * MARGIN)
+            > _ring.LIMIT_BITS
+        ):
+            self.rescale(x, VALUE_BITS, path)
+        target, kept, keep_bits = self._name(), None, None
+        if keep and x.bits != VALUE_BITS:
+            kept, keep_bits = self._name(), VALUE_BITS
+        self.operations.append(program.Normalise(target, path, x.name, parameters, kept, keep_bits))
+        if kept is not None:
+            x.name, x.bits = kept, VALUE_BITS
+        return self._made(path, target, parameters.output_bits, result)
+
+    def layer_norm(self, x: Value, module: nn.Module, path: str, keep: bool = True) -> "Affine":
+        """Normalise as `nn.LayerNorm` does; its weight and bias wait for the next linear."""
+        if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
+            raise UnsupportedModuleError(
+                path, type(module).__name__, "only LayerNorm over features"
+            )
+        core = self.normalise(x, module.eps, path, keep=keep)
+        return Affine(core, module.weight, module.bias, path)
+
+    def affine(self, x: "Affine") -> Value:
+        """Apply a waiting affine part, where what follows is not linear."""
+        if x.weight is None:
+            return x.core
+        return self.linear(x.core, x.weight, x.bias, x.path)
+
+    def activation(self, x: Value, function: str, path: str) -> Value:
+        """Apply an activation of `_series.FUNCTIONS`."""
+        series = _activation_series(x, function, path)
+        if x.bits > 2 * PRECISION_BITS[function] - 1:
+            self.rescale(x, VALUE_BITS, path)
+        target = self._name()
+        self.operations.append(program.Activation(target, path, x.name, series))
+        sample = torch.from_numpy(FUNCTIONS[function][0](x.sample.numpy()))
+        return self._made(path, target, 2 * PRECISION_BITS[function], sample)
+
+    def attention(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        heads: int,
+        path: str,
+        causal: bool = False,
+    ) -> Value:
+        """Attend; the queries are already scaled by 1/√d. All three have 16 bits."""
+
+        def split(x: Value) -> Tensor:
+            batch, tokens, width = x.sample.shape
+            return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
+
+        scores = split(query) @ split(key).transpose(-1, -2)
+        parameters = softmax_parameters(path, scores, value.sample, causal)
+        if causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(hidden, -math.inf)
+        mixed = (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
+        target = self._name()
+        self.operations.append(
+            program.Attention(target, path, query.name, key.name, value.name, heads, parameters)
+        )
+        return self._made(path, target, value.bits, mixed)
+
+
+class Affine:
+    """A normalised value whose weight and bias are still to be applied.
+
+    Attributes:
+        core: The value before them.
+        weight: Shape `(width,)` or None.
+        bias: Shape `(width,)` or None.
+        path: Path of the LayerNorm.
+    """
+
+    def __init__(self, core: Value, weight: Tensor | None, bias: Tensor | None, path: str) -> None:
+        self.core, self.weight, self.bias, self.path = core, weight, bias, path
+
+    def fold(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list:
+        """Fold into linear layers that read this value: list of (weight, bias)."""
+        folded = []
+        for weight, bias in zip(weights, biases, strict=True):
+            weight = weight.detach().to(torch.float64)
+            total = torch.zeros(len(weight), dtype=torch.float64)
+            if bias is not None:
+                total = total + bias.detach().to(torch.float64)
+            if self.bias is not None:
+                total = total + weight @ self.bias.detach().to(torch.float64)
+            if self.weight is not None:
+                weight = weight * self.weight.detach().to(torch.float64)
+            folded.append((weight, total))
+        return folded
+
+
+def _activation_series(x: Value, function: str, path: str) -> Series:
+    largest = float(x.sample.abs().max()) * MARGIN
+    radius = max(1.0, math.ceil(largest * 2) / 2)
+    if radius > MAX_RADIUS:
+        raise CalibrationError(
+            f"{path}: {function} of {largest:.3g} (margin included) is beyond ±{MAX_RADIUS:g}"
+        )
+    return fit(function, radius, _ACTIVATION_TOLERANCE)
+
+
+def softmax_parameters(
+    path: str, scores: Tensor, values: Tensor, causal: bool
+) -> SoftmaxParameters:
+    queries, keys = scores.shape[-2:]
+    if keys > MAX_KEYS:
+        raise CalibrationError(f"{path}: {keys} tokens; attention here takes at most {MAX_KEYS}")
+    seen = torch.ones(queries, keys, dtype=torch.float64)
+    if causal:
+        seen = seen.tril()
+    mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
+    reach = float(((scores - mean) * seen).abs().max()) * MARGIN
+    squarings = max(1, math.ceil(math.log2(max(reach, 1e-9) / _EXP_RADIUS)))
+    if squarings > _MAX_SQUARINGS:
+        raise CalibrationError(f"{path}: attention scores spread over ±{reach:.3g}, beyond ±192")
+    radius = max(0.25, math.ceil(reach / 2**squarings * 4) / 4)
+    series = fit("exp", radius, _EXP_TOLERANCE)
+    top_bits = math.ceil(radius / math.log(2))
+    room = _ring.LIMIT_BITS - 1 - 38 - _ring.magnitude_bits(float(values.abs().max()) * 2 * MARGIN)
+    if room < 8:
+        raise CalibrationError(f"{path}: attention values are too large for the ring")
+    return SoftmaxParameters(keys, causal, squarings, series, top_bits, min(15, room))
+
+
+def _index_bits(least: float, top_bits: int, floor: float) -> int:
+    """Return the bits of a table whose nodes are an eighth of the least argument apart.
+
+    Below `floor` (what epsilon drowns) there's nothing to resolve.
+    """
+    return max(6, top_bits - math.floor(math.log2(max(least, floor) / 8)))
+
+
+def _token_gains(squares: Tensor) -> tuple[int, ...]:
+    """Return per token the power of two that brings its variances near the largest."""
+    highest = squares.amax(dim=(0, *range(2, squares.dim()))).clamp(min=1e-12)
+    gains = (0.5 * torch.log2(highest.max() / highest)).floor()
+    return tuple(int(each) for each in gains)
+
+
+def norm_parameters(
+    path: str, width: int, centred: bool, squares: Tensor, divisor: float, offset: float
+) -> NormParameters:
+    """Fix a normalisation's table and bits from the sums of squares of the calibration.
+
+    Args:
+        path: Path of the module.
+        width: Number of features.
+        centred: Whether the mean is taken out.
+        squares: Shape `(batch, ..., 1)`.
+        divisor: What the sum is divided by.
+        offset: What is added to the quotient.
+    """
+    top_bits = _ring.magnitude_bits(float(squares.max()) * _VARIANCE_MARGIN)
+    least = max(float(squares.min()), 1e-12) / _VARIANCE_MARGIN
+    index_bits = _index_bits(least, top_bits, divisor * offset)
+    gains: tuple[int, ...] = ()
+    if index_bits > _GAIN_BITS and centred and squares.dim() == 3:
+        gains = _token_gains(squares)
+        squares = squares * (4.0 ** torch.tensor(gains, dtype=torch.float64)).unsqueeze(-1)
+        least = max(float(squares.min()), 1e-12) / _VARIANCE_MARGIN
+        index_bits = _index_bits(least, top_bits, divisor * offset)
+    if index_bits > _MAX_INDEX_BITS:
+        raise CalibrationError(
+            f"{path}: variances spread by a factor of {float(squares.max()) / least:.3g}, "
+            f"beyond what one table of 2^{_MAX_INDEX_BITS} nodes resolves"
+        )
+    # Half of the least argument: the quadratics beside it must still follow the function.
+    floor = least / 2
+    scale_bits = _ring.magnitude_bits(1 / math.sqrt(floor / divisor + offset))
+    square_bits = min(24, (58 - top_bits) // 2, _NORM_BITS - _SCALE_BITS + scale_bits)
+    needed = -(-(index_bits - top_bits + _tables.LOW_BITS + 1) // 2)
+    square_bits = max(square_bits, needed)
+    if square_bits > (58 - top_bits) // 2:
+        raise CalibrationError(f"{path}: variances up to {float(squares.max()):.3g} don't fit")
+    table = _tables.Table(
+        "rsqrt", top_bits, index_bits, floor, scale_bits, divisor=divisor, offset=offset
+    )
+    return NormParameters(width, centred, square_bits, _SCALE_BITS, table, gains)

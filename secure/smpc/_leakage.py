@@ -1,0 +1,86 @@
+"""What each party learns, in words."""
+
+from dataclasses import dataclass
+
+from secure.smpc._query import Query
+from secure.smpc.program import Program
+
+ASSUMPTION = (
+    "both parties and the dealer follow the protocol (semi-honest), the dealer colludes with "
+    "neither, and AES-256 and the links' TLS hold"
+)
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What each party learns from one query.
+
+    Attributes:
+        client: What the client learns.
+        server: What the server (the model's owner) learns.
+        dealer: What the dealer learns.
+        network: What someone on the wire learns.
+        assumption: Under which assumption there's no more than that.
+        outside: What nothing here hides or prevents.
+    """
+
+    client: tuple[str, ...]
+    server: tuple[str, ...]
+    dealer: tuple[str, ...]
+    network: tuple[str, ...]
+    assumption: str
+    outside: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for title in ("client", "server", "dealer", "network"):
+            lines += [f"{title} learns:", *(f"  - {each}" for each in getattr(self, title))]
+        lines += [f"assuming {self.assumption}", "outside this protection:"]
+        return "\n".join([*lines, *(f"  - {each}" for each in self.outside)])
+
+
+def describe(program: Program, query: Query) -> Leakage:
+    """Say what each party learns from a query.
+
+    Args:
+        program: The program.
+        query: What is asked.
+    """
+    shown = {
+        "embedding": "the model's output for its input, in full",
+        "scores": "the score of every label",
+        "top": f"the {query.k} best label{'s' if query.k > 1 else ''} in order, and no score",
+    }[query.reveal]
+    client = [
+        shown,
+        "the architecture and every size in it, and the ranges found on the calibration batch "
+        "(they depend on the weights)",
+        *(
+            f"a part of the model that is public and that it runs itself: {part}"
+            for part in program.public_parts
+        ),
+    ]
+    server = [
+        "when an inference runs, its program, batch size and what kind of result it gives",
+    ]
+    if any(each.kind == "one_hot" for each in program.inputs):
+        server.append("the length in tokens that the program was compiled for")
+    if query.labels:
+        server.append("the labels, which it embeds in the clear")
+    return Leakage(
+        client=tuple(client),
+        server=tuple(server),
+        dealer=(
+            "which program runs, its public sizes and ranges, how often and when",
+            "nothing of input, weights or result: it only sends, and what it sends is random",
+        ),
+        network=("sizes and times of messages, which the program fixes: TLS hides the rest",),
+        assumption=ASSUMPTION,
+        outside=(
+            "what the revealed results tell about the weights: with enough queries a model can "
+            "be copied (limit the number of queries, reveal top-1)",
+            "a party that departs from the protocol can spoil the result, and could learn more",
+            "a dealer that colludes with one party reads the other party's secrets",
+            "an input far from the calibration's range gives a wrong result without a warning",
+        ),
+    )

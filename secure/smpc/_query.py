@@ -1,0 +1,196 @@
+"""One inference: which program, on how many inputs, and what of its result leaves."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from secure.errors import ParameterError
+from secure.smpc import _norm, _ranking, _ring
+from secure.smpc._attention import matrix_product
+from secure.smpc._channel import Traffic
+from secure.smpc._execute import Executor, Owner
+from secure.smpc._items import Item, MatrixProduct
+from secure.smpc._material import CLIENT, SERVER
+from secure.smpc._party import CountingParty, Party, Share
+from secure.smpc.errors import WireError
+from secure.smpc.program import Program, meta_weights
+
+REVEALS = ("embedding", "scores", "top")
+MAX_LABELS = 256
+MAX_BATCH = 64
+_LABEL_BITS = 16
+#: Fraction bits of what is revealed.
+VALUE_BITS = 16
+
+
+@dataclass(frozen=True)
+class Query:
+    """What an inference reveals, to the client alone.
+
+    Attributes:
+        reveal: `embedding` (the program's whole output), `scores` (cosines with the labels, or the
+            logits where the program has no labels) or `top` (the k best labels in order, without
+            any score).
+        k: How many labels, for `top`.
+        labels: Number of label embeddings that the server holds; 0 where the program's output
+            already scores its own classes.
+        batch: Inputs at once, 1 to 64.
+
+    Raises:
+        ParameterError: A value is out of range, or they don't fit together.
+
+    Example:
+        >>> Query("top", k=1, labels=10).batch
+        1
+    """
+
+    reveal: str
+    k: int = 1
+    labels: int = 0
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.reveal not in REVEALS:
+            raise ParameterError(f"reveal is one of {', '.join(REVEALS)}, got {self.reveal!r}")
+        for name, least, most in (("labels", 0, MAX_LABELS), ("batch", 1, MAX_BATCH)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ParameterError(f"{name} is an integer in [{least}, {most}], got {value!r}")
+        if type(self.k) is not int or self.k < 1:
+            raise ParameterError(f"k is at least 1, got {self.k!r}")
+        if self.reveal == "embedding" and self.labels:
+            raise ParameterError("an embedding is revealed without labels: labels must be 0")
+
+    def check(self, program: Program) -> None:
+        """Check that a program can answer.
+
+        Raises:
+            ParameterError: The output's shape or range doesn't allow what is asked.
+        """
+        if self.reveal == "embedding":
+            return
+        if len(program.output_shape) != 1 or program.length is None:
+            raise ParameterError("scores need a program whose output is one vector an input")
+        candidates = self.labels or program.output_shape[0]
+        if self.reveal == "top":
+            if self.k > candidates:
+                raise ParameterError(f"k is at most the {candidates} candidates, got {self.k}")
+            if candidates > MAX_LABELS:
+                raise ParameterError(f"ranking takes at most {MAX_LABELS} candidates")
+            if program.length.table.top_bits > 2 * _ranking.SCORE_LIMIT_BITS:
+                raise ParameterError("the output is too large to rank: scale its last layer down")
+
+    def to_wire(self) -> dict:
+        """Return the query as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, value: object) -> "Query":
+        """Read a query that a peer sent.
+
+        Raises:
+            WireError: Not a query.
+        """
+        if not isinstance(value, dict) or set(value) != {"reveal", "k", "labels", "batch"}:
+            raise WireError("the peer sent something else than a query")
+        try:
+            return cls(**value)
+        except (TypeError, ParameterError) as error:
+            raise WireError("the peer sent a query that is out of range") from error
+
+
+def answer(
+    program: Program,
+    party: Party,
+    query: Query,
+    owner: Owner | None = None,
+    raw: Mapping[str, Tensor] | None = None,
+    labels: Tensor | None = None,
+) -> Tensor | None:
+    """Compute one query.
+
+    Args:
+        program: The program.
+        party: This party.
+        query: What is asked.
+        owner: The server's secrets (server only).
+        raw: The client's input by field (client only).
+        labels: The server's label embeddings, `(labels, width)`, of length 1 (server only).
+
+    Returns:
+        On the client the result: float64 scores or embeddings, or int64 indices `(batch, k)`.
+        None on the server.
+    """
+    executor = Executor(program, party, owner, query.batch)
+    result = executor.run(executor.inputs(raw))
+    if query.reveal == "scores" and query.labels:
+        result, _ = _norm.normalise(party, result, _length(program), None)
+        (result,) = party.run(party.rescale(result, _LABEL_BITS + 4))
+    if query.labels:
+        result = _score(party, result, query.labels, labels)
+    if query.reveal != "top":
+        # An untruncated product would show more of the labels than the score.
+        if result.bits != VALUE_BITS:
+            (result,) = party.run(party.rescale(result, VALUE_BITS))
+        return party.reveal(result)
+    best = _ranking.top_k(party, result, query.k)
+    shown = party.reveal(Share(best, 0))
+    return None if shown is None else shown.to(torch.int64)
+
+
+def _length(program: Program) -> _norm.NormParameters:
+    if program.length is None:
+        raise ParameterError("this program's output has no length: it is not one vector")
+    return program.length
+
+
+def _score(party: Party, embedding: Share, count: int, labels: Tensor | None) -> Share:
+    """Return products of embeddings with the server's labels: `(batch, labels)`."""
+    width = embedding.shape[-1]
+    device = embedding.value.device
+    table = torch.zeros(width, count, dtype=torch.int64, device=device)
+    if labels is not None:
+        if tuple(labels.shape) != (count, width):
+            raise ParameterError(
+                f"label embeddings have shape {tuple(labels.shape)}, expected {(count, width)}"
+            )
+        table = _ring.encode(labels.T.contiguous(), _LABEL_BITS)
+    held = party.take(MatrixProduct(embedding.shape, (width, count)))
+    e, f = party.run(party.opening(embedding.value, held["a"]), party.opening(table, held["b"]))
+    return Share(matrix_product(party, held, e, f), embedding.bits + _LABEL_BITS)
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a query takes, counted by running its code on shapes.
+
+    Attributes:
+        items: Correlated randomness, in order.
+        server: What the server sends and receives.
+        client: The same of the client.
+    """
+
+    items: tuple[Item, ...]
+    server: Traffic
+    client: Traffic
+
+
+@lru_cache(maxsize=32)
+def requirements(program: Program, query: Query) -> Requirements:
+    """Count a query's rounds, bytes and correlated randomness without running it."""
+    query.check(program)
+    found = []
+    for role in (SERVER, CLIENT):
+        weights = meta_weights(program)
+        if role == SERVER:
+            weights = {k: w if w.dim() == 1 else _ring.SmallMatrix(w) for k, w in weights.items()}
+        party = CountingParty(role, weights)
+        answer(program, party, query)
+        found.append(party)
+    server, client = found
+    if server.items != client.items:
+        raise ParameterError("the two parties' randomness differs: this is a bug")
+    return Requirements(tuple(server.items), server.count.traffic, client.count.traffic)

@@ -1,0 +1,344 @@
+"""A program: the public half of a compiled model, known to both parties and the dealer.
+
+It lists operations on named values, shapes, and the ranges found on the public calibration batch.
+It has no weight. Its hash names it: parties with different hashes don't compute together.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from secure.smpc import _tables
+from secure.smpc._attention import SoftmaxParameters
+from secure.smpc._norm import NormParameters
+from secure.smpc._series import Series
+from secure.smpc.errors import PlanMismatchError, WireError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Base of every operation.
+
+    Attributes:
+        target: Name of the value that it makes.
+        path: Where the module is in the model.
+    """
+
+    kind: ClassVar[str] = ""
+    target: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Linear(Operation):
+    """x·W (+ b), W of the server's; then `output_bits`, unless None leaves the product as it is."""
+
+    kind: ClassVar[str] = "linear"
+    source: str
+    weight: str
+    bias: str | None
+    output_bits: int | None
+
+
+@dataclass(frozen=True)
+class Add(Operation):
+    """Sum of two values."""
+
+    kind: ClassVar[str] = "add"
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
+class AddConstant(Operation):
+    """Sum with a constant of the server's (position embeddings)."""
+
+    kind: ClassVar[str] = "add_constant"
+    source: str
+    constant: str
+
+
+@dataclass(frozen=True)
+class Prepend(Operation):
+    """Tokens of the server's before those of a value (the class token)."""
+
+    kind: ClassVar[str] = "prepend"
+    source: str
+    constant: str
+
+
+@dataclass(frozen=True)
+class Load(Operation):
+    """A constant of the server's as a value of its own, once for each input of the batch."""
+
+    kind: ClassVar[str] = "load"
+    constant: str
+
+
+@dataclass(frozen=True)
+class Slice(Operation):
+    """Features start to stop of a value."""
+
+    kind: ClassVar[str] = "slice"
+    source: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Token(Operation):
+    """One token of a value."""
+
+    kind: ClassVar[str] = "token"
+    source: str
+    index: int
+
+
+@dataclass(frozen=True)
+class MeanTokens(Operation):
+    """Mean over the tokens from `start` on."""
+
+    kind: ClassVar[str] = "mean_tokens"
+    source: str
+    start: int
+    output_bits: int
+
+
+@dataclass(frozen=True)
+class SelectToken(Operation):
+    """The token that a secret one-hot row of the client's points at."""
+
+    kind: ClassVar[str] = "select_token"
+    source: str
+    selector: str
+
+
+@dataclass(frozen=True)
+class Rescale(Operation):
+    """The same value with other fraction bits."""
+
+    kind: ClassVar[str] = "rescale"
+    source: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Normalise(Operation):
+    """LayerNorm's core; `kept` names the input brought to `keep_bits`, for the residual."""
+
+    kind: ClassVar[str] = "normalise"
+    source: str
+    parameters: NormParameters
+    kept: str | None
+    keep_bits: int | None
+
+
+@dataclass(frozen=True)
+class Activation(Operation):
+    """An activation as a trigonometric series."""
+
+    kind: ClassVar[str] = "activation"
+    source: str
+    series: Series
+
+
+@dataclass(frozen=True)
+class Attention(Operation):
+    """Multi-head attention from three values to one."""
+
+    kind: ClassVar[str] = "attention"
+    query: str
+    key: str
+    value: str
+    heads: int
+    parameters: SoftmaxParameters
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    each.kind: each
+    for each in (
+        Linear,
+        Add,
+        AddConstant,
+        Prepend,
+        Load,
+        Slice,
+        Token,
+        MeanTokens,
+        SelectToken,
+        Rescale,
+        Normalise,
+        Activation,
+        Attention,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the client feeds in.
+
+    Attributes:
+        name: Name of the value.
+        field: Which raw input it is made from (`pixel_values`, `input_ids`, `features`).
+        kind: `patches` (an image cut up), `real`, `one_hot` (token ids) or `position` (one-hot of
+            where a token first appears).
+        raw_shape: Shape of one raw input.
+        shape: Shape of the value for one input.
+        bits: Its fraction bits.
+        patch: Side of a patch, for `patches`.
+        token: Token looked for, for `position`; None is the largest id.
+        limit: Largest magnitude that the calibration allows for, for `patches` and `real`.
+    """
+
+    name: str
+    field: str
+    kind: str
+    raw_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    bits: int
+    patch: int = 0
+    token: int | None = None
+    limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """Shape and fraction bits of a weight of the server's: `(inputs, outputs)` or `(features,)`."""
+
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether it multiplies feature by feature."""
+        return len(self.shape) == 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """The public half of a compiled model.
+
+    Attributes:
+        family: Class name of the model.
+        inputs: What the client feeds in.
+        operations: In the order in which they run.
+        weights: Shapes of the server's weights.
+        constants: Shapes of the server's constants.
+        output: Name of the value that is the result.
+        output_shape: Its shape for one input.
+        length: How the output's length is found, for cosines; None where it isn't one vector.
+        public_parts: Parts that the client runs in the clear beforehand, in words.
+    """
+
+    family: str
+    inputs: tuple[Input, ...]
+    operations: tuple[Operation, ...]
+    weights: dict[str, WeightInfo]
+    constants: dict[str, tuple[int, ...]]
+    output: str
+    output_shape: tuple[int, ...]
+    length: NormParameters | None = None
+    public_parts: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def to_json(self) -> str:
+        """Return the program as JSON; equal programs give equal text."""
+        value = asdict(self)
+        value["version"] = VERSION
+        value["operations"] = [{"kind": op.kind, **asdict(op)} for op in self.operations]
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the JSON: the program's name."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Program":
+        """Read a program.
+
+        Raises:
+            WireError: Not a program of this version.
+        """
+        try:
+            value = json.loads(text)
+            if value.pop("version") != VERSION:
+                raise WireError(f"the program is not of version {VERSION}; compile it again")
+            return cls(
+                family=value["family"],
+                inputs=tuple(Input(**_tuples(each)) for each in value["inputs"]),
+                operations=tuple(_operation(each) for each in value["operations"]),
+                weights={k: WeightInfo(**_tuples(w)) for k, w in value["weights"].items()},
+                constants={k: tuple(shape) for k, shape in value["constants"].items()},
+                output=value["output"],
+                output_shape=tuple(value["output_shape"]),
+                length=None if value["length"] is None else _norm(value["length"]),
+                public_parts=tuple(value["public_parts"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WireError("this is not a program of private inference") from error
+
+    def require(self, digest: str) -> None:
+        """Check the other side's program by its hash.
+
+        Raises:
+            PlanMismatchError: The hashes differ.
+        """
+        if digest != self.digest:
+            raise PlanMismatchError(
+                f"the two sides hold different programs ({self.digest[:12]} and {digest[:12]}); "
+                "hand the client the server's program file again"
+            )
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
+def _norm(value: dict[str, Any]) -> NormParameters:
+    return NormParameters(**{**_tuples(value), "table": _tables.Table(**value["table"])})
+
+
+def _operation(value: dict[str, Any]) -> Operation:
+    value = _tuples(value)
+    kind = OPERATIONS[value.pop("kind")]
+    if kind is Normalise:
+        value["parameters"] = _norm(value["parameters"])
+    elif kind is Attention:
+        inner = dict(value["parameters"])
+        inner["series"] = Series(**_tuples(inner["series"]))
+        value["parameters"] = SoftmaxParameters(**inner)
+    elif kind is Activation:
+        value["series"] = Series(**_tuples(value["series"]))
+    if set(value) != {each.name for each in fields(kind)}:
+        raise ValueError("unknown or missing field")
+    return kind(**value)
+
+
+def sources(op: Operation) -> list[str]:
+    """Return the names of the values that an operation reads."""
+    names = ("source", "left", "right", "query", "key", "value", "selector")
+    return [getattr(op, name) for name in names if hasattr(op, name)]
+
+
+def weight_count(program: Program) -> int:
+    """Return the number of weights that are multiplied with secrets."""
+    return sum(int(torch.Size(info.shape).numel()) for info in program.weights.values())
+
+
+def meta_weights(program: Program) -> dict[str, Tensor]:
+    """Return weights without content, for counting."""
+    return {
+        name: torch.empty(info.shape, dtype=torch.int64, device="meta")
+        for name, info in program.weights.items()
+    }

@@ -1,0 +1,298 @@
+"""Compiling models: the accuracy contract, the cost that is predicted, and clear refusals."""
+
+import math
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from secure.errors import ParameterError
+from secure.smpc import (
+    AccuracyError,
+    CalibrationError,
+    Program,
+    Query,
+    UnsupportedModuleError,
+    compile,
+    infer,
+    register,
+)
+from secure.smpc.plan import _reference, as_fields
+from tests.secure.smpc.tiny import TinyTower, tiny
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 60,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 59,
+    "pad_token_id": 0,
+}
+
+
+def _images():
+    return {"pixel_values": torch.randn(4, 3, 16, 16)}
+
+
+def _captions():
+    ids = torch.randint(3, 58, (4, 9))
+    # Captions of different lengths: the end token at different places, padding behind it.
+    for row, end in enumerate((8, 5, 3, 6)):
+        ids[row, end] = 59
+        ids[row, end + 1 :] = 0
+    return {"input_ids": ids}
+
+
+def _patches():
+    return {
+        "pixel_values": torch.randn(4, 6, 192),
+        "pixel_attention_mask": torch.ones(4, 6, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[2, 3]] * 4),
+    }
+
+
+MODELS = {
+    "clip-image": (
+        lambda: hf.CLIPVisionModelWithProjection(
+            hf.CLIPVisionConfig(projection_dim=16, hidden_act="gelu", **VISION)
+        ),
+        _images,
+    ),
+    "clip-text": (
+        lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(projection_dim=16, **TEXT)),
+        _captions,
+    ),
+    "clip-old-end-token": (
+        lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**{**TEXT, "eos_token_id": 2})),
+        _captions,
+    ),
+    "clip-both-image": (
+        lambda: hf.CLIPModel(
+            hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
+        ),
+        _images,
+    ),
+    "clip-both-text": (
+        lambda: hf.CLIPModel(
+            hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
+        ),
+        _captions,
+    ),
+    "siglip-image": (lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION)), _images),
+    "siglip-text": (lambda: hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)), _captions),
+    "siglip2-image": (
+        lambda: hf.Siglip2VisionModel(
+            hf.Siglip2VisionConfig(
+                **{k: v for k, v in VISION.items() if k != "image_size"}, num_patches=9
+            )
+        ),
+        _patches,
+    ),
+    "siglip2-text": (lambda: hf.Siglip2TextModel(hf.Siglip2TextConfig(**TEXT)), _captions),
+    "vit": (lambda: hf.ViTModel(hf.ViTConfig(**VISION)), _images),
+    "vit-classifier": (
+        lambda: hf.ViTForImageClassification(hf.ViTConfig(num_labels=7, **VISION)),
+        _images,
+    ),
+    "bert": (lambda: hf.BertModel(hf.BertConfig(**TEXT)), _captions),
+    "minilm": (
+        lambda: hf.BertModel(hf.BertConfig(**TEXT), add_pooling_layer=False),
+        _captions,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_keep_the_accuracy_contract(name):
+    torch.manual_seed(0)
+    make, batch = MODELS[name]
+    model, inputs = make().eval(), batch()
+    plan = compile(model, inputs)
+    with torch.no_grad():
+        expected = _reference(model, as_fields(inputs))
+    fields = {each.field for each in plan.program.inputs}
+    raw = {k: v for k, v in inputs.items() if k in fields}
+    error = plan.check(raw, expected, max_abs_error=5e-3)
+    assert error > 0
+    with pytest.raises(AccuracyError, match="agreed were"):
+        plan.check(raw, expected + 1, max_abs_error=0.1)
+    assert Program.from_json(plan.program.to_json()) == plan.program
+
+
+@pytest.mark.parametrize(
+    "query",
+    [Query("embedding", batch=3), Query("scores", batch=3), Query("top", k=3, batch=3)],
+)
+def test_the_predicted_cost_is_what_a_run_counts(query):
+    model, batch, plan = tiny()
+    result = infer(plan, {"features": batch[:3]}, query)
+    cost = plan.cost(query=query)
+    assert (cost.rounds, cost.server_bytes, cost.client_bytes) == (
+        result.server.rounds,
+        result.server.sent_bytes,
+        result.client.sent_bytes,
+    )
+    expected = model(batch[:3]).detach()
+    if query.reveal == "top":
+        assert torch.equal(result.value, expected.topk(3).indices)
+    else:
+        assert float((result.value - expected).abs().max()) < 1e-3
+
+
+def test_scores_with_labels_are_cosines():
+    model, batch, plan = tiny()
+    labels = nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=-1)
+    output = nn.functional.normalize(model(batch[:4]).detach().double(), dim=-1)
+    result = infer(plan, {"features": batch[:4]}, Query("scores", labels=7, batch=4), labels)
+    assert float((result.value - output @ labels.T).abs().max()) < 1e-3
+    best = infer(plan, {"features": batch[:4]}, Query("top", k=2, labels=7, batch=4), labels)
+    assert torch.equal(best.value, (output @ labels.T).topk(2).indices)
+
+
+def test_cost_depends_on_the_network():
+    plan = tiny()[2]
+    lan, wan = plan.cost("lan"), plan.cost("wan")
+    assert wan.network_s > 20 * lan.network_s
+    assert (lan.rounds, lan.server_bytes) == (wan.rounds, wan.server_bytes)
+    own = plan.cost((8.0, 1.0))
+    assert own.network_s == pytest.approx(own.rounds + max(own.server_bytes, own.client_bytes))
+    assert own.seconds > own.network_s
+    assert own.setup_bytes == 8 * sum(w.numel() for w in plan.weights.values())
+    for bad in ("moon", (0.0, 1.0), (1.0, -1.0)):
+        with pytest.raises(ParameterError):
+            plan.cost(bad)
+
+
+def test_leakage_says_who_learns_what():
+    plan = tiny()[2]
+    top = plan.leakage(Query("top", k=1, labels=4))
+    assert "no score" in top.client[0]
+    assert any("labels" in each for each in top.server)
+    assert not any("labels" in each for each in plan.leakage(Query("top")).server)
+    assert "in full" in plan.leakage().client[0]
+    assert "colludes" in top.assumption
+    assert "semi-honest" in str(top)
+    torch.manual_seed(0)
+    public = compile(TinyTower().eval(), torch.randn(4, 4, 16), public_parts=("a frozen stem",))
+    assert any("a frozen stem" in each for each in public.leakage().client)
+
+
+def test_plans_do_not_print_weights():
+    plan = tiny()[2]
+    assert repr(plan) == f"Plan(TinyTower, {plan.program.digest[:12]})"
+    assert repr(plan.owner()) == f"Owner(weights={len(plan.weights)})"
+
+
+def test_the_calibration_is_the_contract_of_every_layer():
+    torch.manual_seed(0)
+    model = TinyTower().eval()
+    batch = torch.randn(4, 4, 16)
+    with torch.no_grad():
+        model.block.mlp.fc1.weight.mul_(300)
+    with pytest.raises(CalibrationError, match=r"block\.mlp\.act: gelu"):
+        compile(model, batch)
+    model = TinyTower().eval()
+    with torch.no_grad():
+        model.block.self_attn.q_proj.weight.mul_(3000)
+    with pytest.raises(CalibrationError, match=r"block\.self_attn: attention scores"):
+        compile(model, batch)
+    model = TinyTower().eval()
+    model.head.bias.data[0] = math.nan
+    with pytest.raises(CalibrationError, match=r"head: an activation .* not finite"):
+        compile(model, batch)
+
+
+class Unknown(nn.Module):
+    def forward(self, features):
+        return features
+
+
+def test_unknown_modules_are_named_with_their_path():
+    with pytest.raises(UnsupportedModuleError, match=r"model \(Unknown\): no mapping"):
+        compile(Unknown().eval(), torch.randn(2, 3))
+    model = TinyTower().eval()
+    model.block.mlp.act = nn.ReLU()
+    with pytest.raises(UnsupportedModuleError, match=r"block\.mlp.*\(ReLU\): no series") as caught:
+        compile(model, torch.randn(2, 4, 16))
+    assert caught.value.kind == "ReLU"
+    model = TinyTower().eval()
+    model.block.self_attn.q_proj = nn.Identity()
+    with pytest.raises(UnsupportedModuleError, match=r"self_attn \(Identity\)"):
+        compile(model, torch.randn(2, 4, 16))
+    with pytest.raises(ParameterError, match="eval mode"):
+        compile(TinyTower().train(), torch.randn(2, 4, 16))
+
+
+class LoraLinear(nn.Linear):
+    pass
+
+
+def test_adapters_must_be_merged():
+    model = TinyTower().eval()
+    model.head = LoraLinear(16, 5)
+    with pytest.raises(UnsupportedModuleError, match="merge_and_unload"):
+        compile(model, torch.randn(2, 4, 16))
+
+
+class Drifting(TinyTower):
+    def forward(self, features):
+        return super().forward(features) * 1.01
+
+
+def test_a_mapping_that_misses_a_part_is_refused():
+    from tests.secure.smpc.tiny import _tiny
+
+    register("Drifting")(_tiny)
+    with pytest.raises(UnsupportedModuleError, match="the mapping is off by"):
+        compile(Drifting().eval(), torch.randn(2, 4, 16))
+
+
+def test_padding_is_refused_where_it_would_change_the_result():
+    model = hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)).eval()
+    inputs = {**_captions(), "attention_mask": torch.tensor([[1] * 6 + [0] * 3] * 4)}
+    with pytest.raises(UnsupportedModuleError, match="padded captions"):
+        compile(model, inputs)
+    model = MODELS["siglip2-image"][0]().eval()
+    inputs = {**_patches(), "spatial_shapes": torch.tensor([[2, 2]] * 4)}
+    with pytest.raises(UnsupportedModuleError, match="padded patches"):
+        compile(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"reveal": "all"}, "reveal is one of"),
+        ({"reveal": "top", "k": 0}, "k is at least 1"),
+        ({"reveal": "top", "labels": 257}, "labels is an integer"),
+        ({"reveal": "top", "batch": 0}, "batch is an integer"),
+        ({"reveal": "embedding", "labels": 2}, "without labels"),
+    ],
+)
+def test_queries_out_of_range_are_refused(query, message):
+    with pytest.raises(ParameterError, match=message):
+        Query(**query)
+
+
+def test_wrong_token_ids_are_refused():
+    torch.manual_seed(0)
+    plan = compile(MODELS["bert"][0]().eval(), _captions())
+    for bad, message in [
+        (torch.full((1, 9), 60), "outside"),
+        (torch.full((1, 9), -1), "outside"),
+        (torch.zeros(1, 8, dtype=torch.long), "compiled for"),
+        (torch.zeros(1, 9), "integers"),
+    ]:
+        with pytest.raises(ParameterError, match=message):
+            infer(plan, {"input_ids": bad}, Query("embedding"))
