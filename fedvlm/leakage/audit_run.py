@@ -1,0 +1,201 @@
+"""Audit a run: guards first, then every attack that each vantage affords."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvlm.errors import ProtocolError
+from fedvlm.federation.result import Result
+from fedvlm.federation.task import Progress, load_task, quiet
+from fedvlm.leakage.attacks import ATTACKS
+from fedvlm.leakage.audit import AuditResult, audit_attacks
+from fedvlm.leakage.intervals import auc_interval
+from fedvlm.leakage.probe import Candidates, Probe, candidates_of
+from fedvlm.leakage.shadow_attacks import shadow_scores
+from fedvlm.leakage.units import Claim, Interval, Unit
+from fedvlm.leakage.vantage import Vantage, View, WrongVantageError, run_config
+
+GUARD_ALPHA = 1e-3
+"""Chance that the blind baseline refuses an honest split."""
+_CLUSTERS = 20  # a bootstrap over fewer clients is too narrow: DeLong's interval then
+
+
+class LeakySplitError(ProtocolError):
+    """Members and non-members differ before any training: an audit would measure that."""
+
+
+def blind_baseline(probe: Probe, candidates: Candidates, initial: np.ndarray) -> Interval:
+    """Return the AUC of the untouched backbone's margin, which must cover 0.5.
+
+    Raises:
+        LeakySplitError: It doesn't, at confidence 99.9 %: members can be told from non-members
+            without the model that was trained on them.
+    """
+    values = probe.cosines(initial, candidates.indices).margin
+    inside = candidates.membership
+    found = auc_interval(values[inside], values[~inside], GUARD_ALPHA)
+    if not found.covers(0.5):
+        raise LeakySplitError(
+            f"the untouched backbone tells members from non-members (AUC {found}): the split "
+            "is not i.i.d., and an audit of it would measure the split"
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class RunAudit:
+    """Every attack from every vantage on one run.
+
+    Attributes:
+        results: Best attack first within each vantage, vantages in order.
+        absent: Vantage → why there is no view of it.
+        baseline: AUC of the untouched backbone, with a 99.9 % interval.
+        claim: The run's claim, or None without DP.
+        identity: Seed, fingerprints of data, splits and negatives, model, schema.
+        alpha: Chance, for each vantage, that any of its figures is wrong.
+    """
+
+    results: list[AuditResult]
+    absent: dict[str, str]
+    baseline: Interval
+    claim: Claim | None
+    identity: dict[str, Any]
+    alpha: float
+
+    @property
+    def best(self) -> list[AuditResult]:
+        """The attack of the highest AUC from each vantage."""
+        firsts: dict[str, AuditResult] = {}
+        for one in self.results:
+            firsts.setdefault(one.vantage, one)
+        return list(firsts.values())
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a bound exceeds the run's claim, α split over the vantages too."""
+        parties = len({one.vantage for one in self.results})
+        return any(replace(one, alpha=one.alpha / parties).refuted for one in self.results)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the entry `leakage` of a result."""
+        return [one.to_dict() for one in self.results]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as JSON takes it."""
+        return {
+            "rows": self.rows(),
+            "absent": self.absent,
+            "blind_baseline": {
+                "auc": self.baseline.value,
+                "low": self.baseline.low,
+                "high": self.baseline.high,
+                "confidence": self.baseline.confidence,
+            },
+            "claim": None
+            if self.claim is None
+            else {
+                "epsilon": self.claim.epsilon,
+                "delta": self.claim.delta,
+                "unit": str(self.claim.unit),
+            },
+            "refuted": self.refuted,
+            "confidence": 1 - self.alpha,
+            "identity": self.identity,
+        }
+
+
+def claim_of(result: Result) -> Claim | None:
+    """Return the epsilon that a run claims, with its unit; None without DP."""
+    privacy = result.privacy
+    if not privacy or privacy.get("epsilon") is None:
+        return None
+    unit = Unit.CLIENT if "client" in str(privacy.get("unit")) else Unit.SAMPLE
+    return Claim(float(privacy["epsilon"]), float(privacy["delta"]), unit)
+
+
+def audit_run(
+    folder: Path,
+    *,
+    per_client: int = 200,
+    alpha: float = 0.05,
+    vantages: tuple[Vantage, ...] = tuple(Vantage),
+    progress: Progress = quiet,
+) -> RunAudit:
+    """Audit the run in a folder by sample-level membership inference.
+
+    Args:
+        folder: Of a run with transcript = true and membership = "half".
+        per_client: Candidates a client, members and non-members together.
+        alpha: Chance, for each vantage, that any interval or bound of it is wrong; split among
+            the attacks of that vantage.
+        vantages: Which to try.
+        progress: Called with (task, done, total).
+
+    Returns:
+        The audit. A claim at sample level is tested at every vantage, since the clients' own
+        noise comes before anybody looks; one at client level isn't comparable with these attacks.
+
+    Raises:
+        ConfigError: The run kept no transcript or has no i.i.d. non-members.
+        LeakySplitError: The split is told apart without the trained model.
+    """
+    config, result = run_config(folder), Result.load(folder)
+    task = load_task(config, progress)
+    candidates = candidates_of(task, per_client)
+    probe = Probe(task)
+    claim = claim_of(result)
+    baseline = blind_baseline(probe, candidates, View.from_run(folder, Vantage.V5).initial)
+    testable = claim if claim is not None and claim.unit is Unit.SAMPLE else None
+    progress("shadows", 0, 1)
+    shadows: dict[str, np.ndarray] = {}
+    if len(probe.population):
+        # The released adapter is the same for all who hold it: calibrate it once.
+        shadows = shadow_scores(View.from_run(folder, Vantage.V4), probe, candidates)
+    results, absent = [], {}
+    for number, vantage in enumerate(vantages):
+        progress("audit", number, len(vantages))
+        try:
+            view = View.from_run(folder, vantage)
+        except WrongVantageError as error:
+            absent[str(vantage)] = str(error)
+            continue
+        who = candidates.without(view.attacker)
+        found = {
+            attack.name: attack(view, probe, who)
+            for attack in ATTACKS
+            if attack.available(view) and _possible(attack.name, probe)
+        }
+        if view.released is not None:
+            kept = candidates.clients != (-1 if view.attacker is None else view.attacker)
+            found |= {name: values[kept] for name, values in shadows.items()}
+        many = len(np.unique(who.clients)) >= _CLUSTERS
+        results += audit_attacks(
+            found,
+            who.membership,
+            unit=Unit.SAMPLE,
+            claimed=testable,
+            alpha=alpha,
+            clusters=who.clients if many else None,
+            vantage=str(vantage),
+        )
+    identity = {
+        "seed": config.seed,
+        "model": config.model,
+        "data": task.data.fingerprint,
+        "splits": task.splits.fingerprint,
+        "negatives": probe.negatives_hash,
+        "schema": task.view.schema,
+        "candidates": len(candidates.indices),
+    }
+    return RunAudit(results, absent, baseline, claim, identity, alpha)
+
+
+def _possible(name: str, probe: Probe) -> bool:
+    """Return whether the model and the data allow an attack at all."""
+    if name == "aea":
+        return probe.task.model.name == "embedded"
+    if name == "fed-mia":
+        return probe.task.config.clients >= 3
+    return name not in ("attack-p", "rmia") or len(probe.population) > 0

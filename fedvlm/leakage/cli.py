@@ -1,0 +1,87 @@
+"""The command `fedvlm audit DIR`, as a function for typer."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedvlm.federation.result import Result
+from fedvlm.files import write_text
+from fedvlm.leakage.audit import AuditResult
+from fedvlm.leakage.audit_run import RunAudit, audit_run
+from fedvlm.leakage.plot import save_roc
+from fedvlm.leakage.units import Unit
+
+REFUTED = 3
+"""Exit code where a bound exceeds the claimed epsilon."""
+
+
+def audit_command(
+    folder: Annotated[Path, typer.Argument(help="folder of a run with transcript = true")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, not a table")] = False,
+    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 200,
+    alpha: Annotated[float, typer.Option(help="chance of a wrong figure", max=0.4)] = 0.05,
+) -> None:
+    """Attack a run from every vantage, and test the epsilon that it claims.
+
+    Writes `audit.json`, `audit-roc.png`, and the entry `leakage` of the run's result. Exit
+    code 3: the claimed epsilon is refuted, or the split can't carry an audit.
+    """
+    found = audit_run(folder, per_client=per_client, alpha=alpha, progress=_progress)
+    replace(Result.load(folder), leakage=found.rows()).save(folder)
+    text = json.dumps(found.to_dict(), indent=2)
+    write_text(folder / "audit.json", text + "\n")
+    save_roc(found.best, folder / "audit-roc.png")
+    if as_json:
+        typer.echo(text)
+    else:
+        show(found)
+    if found.refuted:
+        typer.echo("the claimed epsilon is refuted", err=True)
+        raise typer.Exit(REFUTED)
+
+
+def _progress(task: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{task} {done}/{total} ")
+
+
+def _rate(one: AuditResult, which: int) -> str:
+    rate = one.tpr[which]
+    return str(rate.tpr) if rate.resolved else f"unresolved ({rate.tpr.value:.3f})"
+
+
+def show(found: RunAudit) -> None:
+    """Print the grid of vantages and attacks."""
+    table = Table(title=f"membership by vantage, {1 - found.alpha:.0%} over a vantage's attacks")
+    for column in ("vantage", "attack", "AUC", "TPR@10%", "TPR@1%", "TPR@0.1%", "ε ≥"):
+        table.add_column(column, overflow="fold")
+    for one in found.results:
+        lower = one.epsilon_lower
+        table.add_row(
+            one.vantage,
+            one.attack,
+            str(one.auc),
+            *(_rate(one, which) for which in range(3)),
+            "–" if lower is None else f"{lower:.2f}",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    for vantage, reason in found.absent.items():
+        console.print(f"{vantage}: {reason}")
+    console.print(f"blind baseline on the untouched backbone: AUC {found.baseline} (99.9 %)")
+    claim = found.claim
+    if claim is None:
+        console.print("no epsilon claimed")
+    elif claim.unit is Unit.SAMPLE:
+        console.print(f"claimed: epsilon {claim.epsilon:.2f} at delta {claim.delta:g}, per sample")
+    else:
+        console.print(
+            f"claimed: epsilon {claim.epsilon:.2f} per client; these attacks ask about samples, "
+            "so they neither confirm nor refute it"
+        )

@@ -1,0 +1,176 @@
+"""Lower limits on epsilon from one training run with many examples, each in by a fair coin."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import bdtr, ndtr, ndtri
+
+from fedvlm.errors import ConfigError
+from fedvlm.leakage.epsilon import gaussian_epsilon
+from fedvlm.leakage.intervals import Scores
+from fedvlm.leakage.units import EpsilonLower, Kind, Unit
+
+_COINS = "each example was in by an independent fair coin; one run suffices"
+_MAX = 30.0
+# Shares of the examples that are guessed, as (in, out): fixed beforehand, α is split over them.
+_SHARES = ((1 / 2, 1 / 2), (1 / 8, 1 / 8), (1 / 32, 1 / 32), (1 / 8, 0.0), (1 / 32, 0.0))
+
+
+def _guesses(scores: Scores, membership: np.ndarray) -> list[tuple[int, int]]:
+    """Return (guesses, right ones) for each share in `_SHARES`; ties are broken by position."""
+    count = len(scores)
+    ranked = membership[np.argsort(-scores, kind="stable")]
+    out = []
+    for inside, outside in _SHARES:
+        top, bottom = int(inside * count), int(outside * count)
+        right = int(ranked[:top].sum()) + int((~ranked[count - bottom :]).sum())
+        out.append((top + bottom, right))
+    return out
+
+
+def _largest(rejected: Callable[[float], bool]) -> float:
+    """Return the largest value in [0, 30] that is rejected, to 1e-3; rejection is monotone."""
+    if not rejected(0.0):
+        return 0.0
+    low, high = 0.0, _MAX
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low
+
+
+def steinke_p_value(epsilon: float, delta: float, total: int, guesses: int, right: int) -> float:
+    """Return the p-value of "(ε, δ)-DP" given right guesses (Steinke et al. 2023, theorem 5.2).
+
+    Args:
+        epsilon: At least 0.
+        delta: In [0, 1).
+        total: Examples m whose inclusion was a fair coin.
+        guesses: How many were guessed, r <= m.
+        right: How many guesses were right, v <= r.
+    """
+    q = 1 / (1 + np.exp(-epsilon))
+    p = float(1 - bdtr(right - 1, guesses, q)) if right else 1.0
+    if delta and right:
+        steps = np.arange(1, right + 1)
+        # P[v − i ≤ Bin < v] = P[Bin ≤ v − 1] − P[Bin ≤ v − i − 1]
+        below = np.where(steps < right, bdtr(np.maximum(right - steps - 1, 0), guesses, q), 0.0)
+        mass = bdtr(right - 1, guesses, q) - below
+        p += 2 * total * delta * float((mass / steps).max())
+    return min(1.0, p)
+
+
+def one_run(
+    scores: Scores,
+    membership: np.ndarray,
+    delta: float = 0.0,
+    alpha: float = 0.05,
+    unit: Unit = Unit.SAMPLE,
+) -> EpsilonLower:
+    """Bound ε from below by counting right guesses in one run (Steinke et al. 2023).
+
+    Args:
+        scores: Shape (m,), higher for members.
+        membership: Shape (m,), bool: the coins.
+        delta: In [0, 1).
+        alpha: Chance that the bound is wrong, in (0, 1).
+        unit: Whose presence was guessed.
+
+    Guarantees:
+        P(value > true ε) ≤ α where the coins are fair and independent, whatever the training.
+    """
+    share = alpha / len(_SHARES)
+    total = len(scores)
+    value = max(
+        _largest(lambda e, g=g, v=v: steinke_p_value(e, delta, total, g, v) <= share)
+        for g, v in _guesses(scores, membership)
+    )
+    return EpsilonLower(value, delta, "one-run", Kind.BOUND, unit, 1 - alpha, _COINS)
+
+
+Inverse = Callable[[float], float]
+
+
+def gaussian_inverse(mu: float) -> Inverse:
+    """Return the inverse of 1 − f for the trade-off f of μ-GDP: Φ(Φ⁻¹(ρ) − μ)."""
+    return lambda rho: float(ndtr(ndtri(rho) - mu))
+
+
+def approximate_inverse(epsilon: float, delta: float) -> Inverse:
+    """Return the inverse of 1 − f for the trade-off f of (ε, δ)-DP (Dong et al. 2022, eq. 5)."""
+    grow = float(np.exp(epsilon))
+    return lambda rho: max(0.0, (rho - delta) / grow, 1 - delta - grow * (1 - rho))
+
+
+def f_dp_rejects(inverse: Inverse, total: int, guesses: int, right: int, alpha: float) -> bool:
+    """Return whether right guesses refute f-DP (Mahloujifar et al. 2024, algorithm 3).
+
+    Args:
+        inverse: Inverse of 1 − f.
+        total: Examples m whose inclusion was a fair coin.
+        guesses: How many were guessed, g <= m.
+        right: How many guesses were right, v <= g.
+        alpha: Chance of rejecting a mechanism that is f-DP, in (0, 1).
+    """
+    if right == 0:
+        return False
+    rho, h = alpha * right / total, alpha * (guesses - right) / total
+    for i in range(right - 1, -1, -1):
+        raised = max(h, inverse(rho))
+        rho = min(1.0, rho + i / (guesses - i) * (raised - h))
+        h = raised
+        if rho + h > guesses / total:
+            return True
+    return False
+
+
+def one_run_f_dp(
+    scores: Scores,
+    membership: np.ndarray,
+    delta: float,
+    alpha: float = 0.05,
+    unit: Unit = Unit.SAMPLE,
+    *,
+    gaussian: bool = False,
+) -> EpsilonLower:
+    """Bound ε from below by refuting f-DP curves in one run (Mahloujifar et al. 2024).
+
+    Args:
+        scores: Shape (m,), higher for members.
+        membership: Shape (m,), bool: the coins.
+        delta: In (0, 1).
+        alpha: Chance that the bound is wrong, in (0, 1).
+        unit: Whose presence was guessed.
+        gaussian: Refute Gaussian trade-offs, and not those of (ε, δ)-DP: more power, but an
+            estimate, since another mechanism may have the same ε and another curve.
+
+    Guarantees:
+        As `one_run`; with `gaussian` only where the trade-off is Gaussian.
+
+    Raises:
+        ConfigError: No scores.
+    """
+    total = len(scores)
+    if not total:
+        raise ConfigError("an audit needs scores; got none")
+    share = alpha / len(_SHARES)
+
+    def level(guesses: int, right: int) -> float:
+        def rejected(strength: float) -> bool:
+            curve = gaussian_inverse(strength) if gaussian else approximate_inverse(strength, delta)
+            return f_dp_rejects(curve, total, guesses, right, share)
+
+        return _largest(rejected)
+
+    strength = max(level(g, v) for g, v in _guesses(scores, membership))
+    if not gaussian:
+        return EpsilonLower(strength, delta, "one-run-f-dp", Kind.BOUND, unit, 1 - alpha, _COINS)
+    return EpsilonLower(
+        gaussian_epsilon(strength, delta),
+        delta,
+        "one-run-gaussian",
+        Kind.ESTIMATE,
+        unit,
+        1 - alpha,
+        f"{_COINS}; and the trade-off is Gaussian",
+    )

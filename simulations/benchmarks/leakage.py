@@ -1,0 +1,191 @@
+"""Shadows beside one-by-one training, and epsilon bounds beside the uncorrected one."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fedvlm.leakage.epsilon import (
+    clopper_pearson_bonferroni,
+    clopper_pearson_split,
+    epsilon_from_rates,
+    gaussian_dp,
+    gaussian_epsilon,
+)
+from fedvlm.leakage.intervals import clopper_pearson_upper
+from fedvlm.leakage.one_run import one_run, one_run_f_dp
+from fedvlm.leakage.shadows import (
+    ShadowSettings,
+    batch_order,
+    draw_masks,
+    fresh_shadows,
+    train_linear_shadows,
+    train_shadows,
+)
+from simulations.benchmarks._harness import Row, lower_is_better
+
+_EXAMPLES, _WIDTH, _CLASSES = 1000, 512, 10
+_DRAWS, _SCORES, _DELTA = 400, 1000, 1e-5
+_LORA = ShadowSettings(rank=4, epochs=2, batch_size=25)
+_LINEAR = ShadowSettings(epochs=2, batch_size=100)
+
+
+def _cpu_seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def _lora_one_by_one(images, texts, masks) -> None:
+    """Train each LoRA shadow on its own examples, as audit tools do."""
+    rng = np.random.default_rng(0)
+    start = fresh_shadows(len(masks), _WIDTH, _LORA.rank, rng)
+    order = batch_order(len(images), _LORA, rng)
+    for number, mask in enumerate(torch.from_numpy(masks)):
+        a, b, c, e = (f[number].clone().requires_grad_() for f in start.tensors)
+        optimizer = torch.optim.SGD([a, b, c, e], lr=_LORA.learning_rate, momentum=_LORA.momentum)
+        for step in order:
+            rows = step[mask[step]]
+            x, t = images[rows], texts[rows]
+            left = F.normalize(x + (x @ a) @ b, dim=1)
+            logits = _LORA.scale * left @ F.normalize(t + (t @ c) @ e, dim=1).T
+            right = torch.arange(len(rows))
+            optimizer.zero_grad()
+            (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)).div(2).backward()
+            optimizer.step()
+
+
+def _heads_one_by_one(features, labels, masks) -> None:
+    """Train each linear head on its own examples."""
+    order = batch_order(len(features), _LINEAR, np.random.default_rng(0))
+    for mask in torch.from_numpy(masks):
+        head = torch.nn.Linear(_WIDTH, _CLASSES)
+        optimizer = torch.optim.SGD(
+            head.parameters(), lr=_LINEAR.learning_rate, momentum=_LINEAR.momentum
+        )
+        for step in order:
+            rows = step[mask[step]]
+            optimizer.zero_grad()
+            F.cross_entropy(head(features[rows]), labels[rows]).backward()
+            optimizer.step()
+
+
+def _shadow_rows(progress: Callable[[str], None]) -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    images = F.normalize(torch.randn(_EXAMPLES, _WIDTH, generator=generator), dim=1)
+    noise = F.normalize(torch.randn(_EXAMPLES, _WIDTH, generator=generator), dim=1)
+    texts = F.normalize(images + 0.5 * noise, dim=1)
+    labels = torch.arange(_EXAMPLES) % _CLASSES
+    rows = []
+    for count in (64, 256):
+        progress(f"{count} shadows")
+        masks = draw_masks(count, _EXAMPLES, np.random.default_rng(1))
+        setting = f"{count} shadows, {_EXAMPLES} x {_WIDTH} features"
+        pairs = (
+            (
+                "shadow_training_cpu_seconds",
+                lambda m=masks: train_shadows(images, texts, m, _LORA, np.random.default_rng(0)),
+                lambda m=masks: _lora_one_by_one(images, texts, m),
+                f"{setting}, LoRA r=4, InfoNCE, batch 25",
+            ),
+            (
+                "shadow_linear_cpu_seconds",
+                lambda m=masks: train_linear_shadows(
+                    images, labels, _CLASSES, m, _LINEAR, np.random.default_rng(0)
+                ),
+                lambda m=masks: _heads_one_by_one(images, labels, m),
+                f"{setting}, {_CLASSES} classes, batch 100",
+            ),
+        )
+        for name, ours, peer, note in pairs:
+            rows.append(
+                lower_is_better(
+                    name, _cpu_seconds(ours), "s", "one by one", _cpu_seconds(peer, 1), note
+                )
+            )
+    return rows
+
+
+def _uncorrected(scores: np.ndarray, inside: np.ndarray) -> float:
+    """Clopper–Pearson at the best of all thresholds, as if it had been the only one."""
+    members, others = np.sort(scores[inside]), np.sort(scores[~inside])
+    missed = clopper_pearson_upper(
+        np.searchsorted(members, scores, side="left"), len(members), 0.025
+    )
+    alarms = len(others) - np.searchsorted(others, scores, side="left")
+    false = clopper_pearson_upper(alarms, len(others), 0.025)
+    # "Member" above a threshold, or "non-member" below it: whichever shows more.
+    found = [epsilon_from_rates(false, missed, 0.0), epsilon_from_rates(missed, false, 0.0)]
+    return float(np.max(found))
+
+
+_Bound = Callable[[np.ndarray, np.ndarray, np.random.Generator], float]
+_BOUNDS: dict[str, _Bound] = {
+    "clopper-pearson-bonferroni": lambda s, m, g: (
+        clopper_pearson_bonferroni(s[m], s[~m], _DELTA).value
+    ),
+    "clopper-pearson-split": lambda s, m, g: clopper_pearson_split(s[m], s[~m], g, _DELTA).value,
+    "gaussian-dp": lambda s, m, g: gaussian_dp(s[m], s[~m], _DELTA).value,
+    "one-run": lambda s, m, g: one_run(s, m, _DELTA).value,
+    "one-run-f-dp": lambda s, m, g: one_run_f_dp(s, m, _DELTA).value,
+    "one-run-gaussian": lambda s, m, g: one_run_f_dp(s, m, _DELTA, gaussian=True).value,
+}
+
+
+def _false_alarm_rows(progress: Callable[[str], None]) -> list[Row]:
+    alarms = dict.fromkeys([*_BOUNDS, "uncorrected"], 0)
+    rng = np.random.default_rng(0)
+    for number in range(_DRAWS):
+        if number % 100 == 0:
+            progress(f"null draw {number} of {_DRAWS}")
+        scores, inside = rng.normal(size=_SCORES), rng.random(_SCORES) < 0.5
+        for name, bound in _BOUNDS.items():
+            alarms[name] += bound(scores, inside, rng) > 0
+        alarms["uncorrected"] += _uncorrected(scores, inside) > 0
+    peer = alarms.pop("uncorrected") / _DRAWS
+    note = f"nominal 5 %, {_DRAWS} draws of {_SCORES} scores"
+    rows = []
+    for name, count in alarms.items():
+        rate = count / _DRAWS
+        rows.append(
+            lower_is_better(
+                "null_false_alarm_rate",
+                rate,
+                "1",
+                "Clopper–Pearson, best of all thresholds, uncorrected",
+                peer,
+                f"{name}; {note}",
+            )
+        )
+    return rows
+
+
+def _power_rows(progress: Callable[[str], None]) -> list[Row]:
+    progress("power")
+    mu, rng, draws = 1.0, np.random.default_rng(1), 20
+    found: dict[str, list[float]] = {}
+    for _ in range(draws):
+        inside = rng.random(2000) < 0.5
+        scores = rng.normal(size=2000) + mu * inside
+        for name, bound in _BOUNDS.items():
+            found.setdefault(name, []).append(bound(scores, inside, rng))
+    note = f"median of {draws} on 2000 scores; the truth is {gaussian_epsilon(mu, _DELTA):.3f}"
+    return [
+        Row("bound_power", float(np.median(values)), "1", note=f"{name}; {note}")
+        for name, values in found.items()
+    ]
+
+
+def run(progress: Callable[[str], None]) -> list[Row]:
+    """Measure shadow training, false alarms and power."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _shadow_rows(progress) + _false_alarm_rows(progress) + _power_rows(progress)
+    finally:
+        torch.set_num_threads(threads)
