@@ -1,8 +1,8 @@
 """ε from what was released, and the noise that a wished-for ε needs.
 
 PLD (Doroshenko et al. 2022, through dp-accounting) where every event is a Gaussian, sampled or
-not: it is the tighter one. Rényi DP (Mironov 2017) where an event is known by its Rényi curve only, as
-Skellam noise is.
+not: it is the tighter one. Rényi DP (Mironov 2017) where an event is known by its Rényi curve
+only, as Skellam noise is.
 """
 
 import math
@@ -21,7 +21,8 @@ from fedvlm.errors import ConfigError
 Method = Literal["auto", "pld", "rdp"]
 
 # Denser where the best order of a small ε lies, sparse where that of a large budget does.
-ORDERS = tuple(1 + x / 10 for x in range(1, 100)) + tuple(range(11, 64)) + (80, 128, 256, 512, 1024)
+_WHOLE = (*range(2, 64), 80, 128, 256, 512, 1024)
+ORDERS = (1.25, 1.5, 1.75, 2.25, 2.5, 2.75, 3.25, 3.5, 3.75, 4.5, 5.5, 6.5, *_WHOLE)
 _CLOSE = 1e-3
 _LEAST = 0.05
 _SEARCHES = 12
@@ -47,12 +48,19 @@ class RenyiEvent(dp_accounting.DpEvent):
 History = tuple[tuple[dp_accounting.DpEvent, int], ...]
 
 
-def _rdp_curve(event: dp_accounting.DpEvent) -> NDArray[np.float64]:
+def _rdp_curve(event: dp_accounting.DpEvent, orders: Sequence[float]) -> NDArray[np.float64]:
     if isinstance(event, RenyiEvent):
-        return np.array(event.curve)
-    accountant = rdp.RdpAccountant(ORDERS)
+        return np.array([event.curve[ORDERS.index(order)] for order in orders])
+    accountant = rdp.RdpAccountant(orders)
     accountant.compose(event)
     return np.asarray(accountant._rdp)
+
+
+def _renyi_epsilon(history: History, delta: float, orders: Sequence[float]) -> float:
+    curve = sum(
+        (count * _rdp_curve(event, orders) for event, count in history), np.zeros(len(orders))
+    )
+    return float(rdp.compute_epsilon(orders, curve, delta)[0])
 
 
 @lru_cache(maxsize=256)
@@ -63,8 +71,7 @@ def _epsilon(history: History, delta: float, method: str) -> float:
         renyi = any(isinstance(event, RenyiEvent) for event, _ in history)
         method = "rdp" if renyi else "pld"
     if method == "rdp":
-        curve = sum((count * _rdp_curve(event) for event, count in history), np.zeros(len(ORDERS)))
-        return float(rdp.compute_epsilon(ORDERS, curve, delta)[0])
+        return _renyi_epsilon(history, delta, ORDERS)
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     for event, count in history:
         accountant.compose(event, count)
@@ -137,22 +144,25 @@ def noise_multiplier_for(
             f"need epsilon > 0 and steps >= 1, got epsilon={target_epsilon}, steps={steps}"
         )
 
-    def spent(z: float, how: Method = method) -> float:
-        return epsilon([(event(z), steps)], delta, how)
+    def spent(z: float) -> float:
+        return epsilon([(event(z), steps)], delta, method)
 
-    # Rényi accounting is quick and never below the tight ε: it brackets the search from above.
-    quick: Method = "rdp" if method != "rdp" else method
+    def rough(z: float) -> float:
+        return _renyi_epsilon(((event(z), steps),), delta, _WHOLE)
+
+    # Rényi accounting at whole orders is quick and never below the tight ε: it brackets the
+    # search from above.
     high = 1.0
-    while spent(high, quick) > target_epsilon:
+    while rough(high) > target_epsilon:
         high *= 2
         if high > 1e6:
             raise ConfigError(f"no noise multiplier below 10^6 reaches epsilon={target_epsilon}")
     low = high / 2
-    while low > _LEAST and spent(low, quick) <= target_epsilon:
+    while low > _LEAST and rough(low) <= target_epsilon:
         low, high = low / 2, low
     while high / low > 1.01:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if spent(middle, quick) > target_epsilon else (low, middle)
+        low, high = (middle, high) if rough(middle) > target_epsilon else (low, middle)
     at_high = spent(high)
     low = 0.9 * high
     while (at_low := spent(low)) <= target_epsilon and low > _LEAST:

@@ -90,7 +90,7 @@ class SecureNoise:
         return self._poisson(rate, size) - self._poisson(rate, size)
 
     def _poisson(self, rate: float, size: int) -> NDArray[np.int64]:
-        """Draw by transformed rejection (Hörmann 1993, algorithm PTRS), for a rate of 10 or more."""
+        """Draw by transformed rejection (Hörmann 1993, PTRS), for a rate of at least 10."""
         b = 0.931 + 2.53 * np.sqrt(rate)
         a = -0.059 + 0.02483 * b
         inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
