@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedvlm.config import config_from
 from fedvlm.errors import IntegrityError
+from fedvlm.federation.private_client import train_with_dp
 from fedvlm.federation.task import load_task
 
 VECTOR = "adapter"
@@ -25,7 +26,8 @@ def train(message: Message, context: Context) -> Message:
     """Train for one round.
 
     The message carries the adapter as one float32 array, its schema hash and the round; so does
-    the reply, with the number of examples and the mean loss beside it.
+    the reply, with the number of examples and the mean loss beside it; under
+    example-level DP it carries the noised adapter and nothing else.
 
     Raises:
         IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
@@ -40,12 +42,18 @@ def train(message: Message, context: Context) -> Message:
     if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
         raise IntegrityError("the message to train has no arrays or no config")
     task.view.write(arrays[VECTOR].numpy(), str(settings["schema"]))
-    loss = task.train(client, int(settings["server-round"]))  # pyright: ignore[reportArgumentType]
-    metrics = {
-        "num-examples": len(task.splits.clients[client]),
-        "train-loss": loss,
-        "client-seconds": time.perf_counter() - start,
-    }
+    number = int(settings["server-round"])  # pyright: ignore[reportArgumentType]
+    if task.config.dp == "example":
+        train_with_dp(task, client, number, context.state)
+        # Loss, count and time depend on the examples: each would be a release of its own.
+        metrics = {"num-examples": 1}
+    else:
+        loss = task.train(client, number)
+        metrics = {
+            "num-examples": len(task.splits.clients[client]),
+            "train-loss": loss,
+            "client-seconds": time.perf_counter() - start,
+        }
     content = RecordDict(
         {
             "arrays": ArrayRecord({VECTOR: Array(task.view.read())}),

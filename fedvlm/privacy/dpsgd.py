@@ -244,8 +244,8 @@ class DPSGDSettings:
     learning_rate: float
     physical_batch: int = 64
 
-    def mechanism(self, loss: PrivateLoss) -> GaussianMechanism:
-        """Return what one step releases."""
+    def mechanism(self, loss: PrivateLoss | type[PrivateLoss]) -> GaussianMechanism:
+        """Return what one step under a loss releases."""
         return GaussianMechanism(
             loss.factor * self.clip_norm, self.noise_multiplier, self.sample_rate
         )

@@ -94,7 +94,7 @@ class GroupedInfoNCE(PrivateLoss):
     factor = 2.0
 
     def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
-        """Return the losses of G groups of m places: `image`, `text` of (G, m, …), `mask` (G, m)."""
+        """Return the losses of groups: `image` and `text` of (G, m, …), `mask` of (G, m)."""
         mask = batch["mask"]
         groups, places = mask.shape
 

@@ -36,15 +36,13 @@ def test_reference_table(rate, sigma, steps, by_rdp, by_pld):
     ],
 )
 def test_planned_noise(rate, steps, delta, expected):
-    if rate == 64 / 2000:
-        delta = 1 / 2000**1.1  # close to 1/m; the figures move by under 3 % over that range
     for target, sigma in expected.items():
         found = noise_multiplier_for(
             lambda z: GaussianMechanism(1.0, z, rate).event(), steps, target, delta
         )
-        assert found == pytest.approx(sigma, rel=0.05 if rate == 64 / 2000 else 0.01)
+        assert found == pytest.approx(sigma, rel=0.01)
         event = GaussianMechanism(1.0, found, rate).event()
-        assert target * 0.995 <= epsilon([(event, steps)], delta) <= target
+        assert target * 0.998 <= epsilon([(event, steps)], delta) <= target
 
 
 def test_the_analytic_gaussian_is_an_oracle():
@@ -60,13 +58,13 @@ def test_the_analytic_gaussian_is_an_oracle():
 
 
 def test_sampling_amplifies():
-    full = epsilon([(GaussianMechanism(1, 2.0).event(), 50)], 1e-5)
-    sampled = epsilon([(GaussianMechanism(1, 2.0, 0.2).event(), 50)], 1e-5)
+    full = epsilon([(GaussianMechanism(1, 5.0).event(), 50)], 1e-5)
+    sampled = epsilon([(GaussianMechanism(1, 5.0, 0.2).event(), 50)], 1e-5)
     assert sampled < full / 2
 
 
 def test_events_merge_and_nothing_costs_nothing():
-    event = GaussianMechanism(1, 2.0).event()
+    event = GaussianMechanism(1, 5.0).event()
     assert epsilon([(event, 2), (event, 3)], 1e-5) == epsilon([(event, 5)], 1e-5)
     assert epsilon([], 1e-5) == epsilon([(event, 0)], 1e-5) == 0
 
@@ -84,7 +82,7 @@ def test_a_renyi_event_goes_to_rdp_only():
 
 def test_unknown_events_are_refused():
     with pytest.raises(dp_accounting.UnsupportedEventError):
-        epsilon([(dp_accounting.NonPrivateDpEvent(), 1), (object(), 1)], 1e-5)  # pyright: ignore
+        epsilon([(dp_accounting.ZCDpEvent(1.0, 0.0), 1)], 1e-5)
 
 
 def test_replacement_is_accounted_relative_to_its_own_sensitivity():

@@ -1,0 +1,101 @@
+"""What a client does under example-level DP, and the plan that client and server share."""
+
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from fedvlm.config import SimulationConfig
+from fedvlm.federation.task import Task
+from fedvlm.privacy import Ledger, NoiseSource, SecureNoise, SimulatedNoise, plan
+from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
+from fedvlm.privacy.losses import BankContrastive, bank, examples
+from fedvlm.seeds import ExperimentSeed
+
+_BANK = 256
+_LEDGER = "privacy-ledger"
+
+
+def noise_source(config: SimulationConfig, *purpose: str | int) -> NoiseSource:
+    """Return the OS's entropy, or the experiment's seed where the configuration says so."""
+    if config.simulated_noise:
+        return SimulatedNoise(ExperimentSeed(config.seed), *purpose)
+    return SecureNoise()
+
+
+@lru_cache(maxsize=16)
+def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
+    """Plan DP-SGD for every client alike, from public facts.
+
+    The sampling rate is that of a client of average size, so that ε doesn't depend on how many
+    pairs a client holds, and neither does the number that its sums are divided by.
+
+    Args:
+        config: The federation's configuration.
+        pairs: Pairs of all clients together.
+
+    Returns:
+        Settings whose `steps` are those of one round; noise is solved for all rounds.
+    """
+    average = max(1, pairs // config.clients)
+    rate = min(1.0, config.batch_size / average)
+    steps = config.local_epochs * max(1, round(1 / rate))
+    planned = plan(
+        delta=config.delta,
+        sample_rate=rate,
+        steps=steps * config.rounds,
+        target_epsilon=config.epsilon,
+    )
+    return DPSGDSettings(
+        clip_norm=config.clip_norm,
+        noise_multiplier=planned.noise_multiplier,
+        sample_rate=rate,
+        steps=steps,
+        expected_batch=rate * average,
+        learning_rate=config.learning_rate,
+        physical_batch=config.batch_size,
+    )
+
+
+def all_pairs(task: Task) -> int:
+    """Return the number of pairs of all clients together, a public fact here."""
+    return sum(len(part) for part in task.splits.clients)
+
+
+def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict) -> None:
+    """Train the adapter in place as a client does in a round under example-level DP.
+
+    Args:
+        task: Model, adapter and data.
+        client: Number of the client.
+        server_round: Round, from 1.
+        state: The client's own state, which keeps its ledger between rounds.
+
+    Raises:
+        BudgetExceeded: The client's budget doesn't hold the round; nothing was trained.
+    """
+    config = task.config
+    settings = example_settings(config, all_pairs(task))
+    if _LEDGER in state:
+        ledger = Ledger.from_json(str(state.config_records[_LEDGER]["json"]))
+    else:
+        ledger = Ledger("example", config.epsilon, config.delta)
+        if server_round > 1:
+            # A client that lost its state takes it that it was asked in every round before.
+            mechanism = settings.mechanism(BankContrastive)
+            ledger.spend(mechanism, settings.steps * (server_round - 1))
+    public = task.splits.public
+    chosen = task.seed.numpy("bank").permutation(public)[:_BANK]
+    loss = bank(task.model.vlm, task.pairs, np.sort(chosen))
+    own = task.splits.clients[client]
+    train_privately(
+        task.model.vlm,
+        task.view,
+        lambda rows: examples(task.pairs, own[rows]),
+        len(own),
+        loss,
+        settings,
+        noise_source(config, "example", client, server_round),
+        ledger,
+    )
+    state[_LEDGER] = ConfigRecord({"json": ledger.to_json()})
