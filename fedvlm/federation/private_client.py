@@ -1,18 +1,29 @@
 """What a client does under example-level DP, and the plan that client and server share."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.task import Task
 from fedvlm.privacy import Ledger, NoiseSource, SecureNoise, SimulatedNoise, plan
 from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
-from fedvlm.privacy.losses import BankContrastive, bank, examples
+from fedvlm.privacy.losses import (
+    BankContrastive,
+    Batch,
+    GroupedInfoNCE,
+    PrivateLoss,
+    bank,
+    examples,
+    group_batch,
+)
 from fedvlm.seeds import ExperimentSeed
 
 _BANK = 256
+_PLACES = 8
 _LEDGER = "privacy-ledger"
 
 
@@ -62,6 +73,21 @@ def all_pairs(task: Task) -> int:
     return sum(len(part) for part in task.splits.clients)
 
 
+def _loss(
+    task: Task, own: NDArray[np.int64], settings: DPSGDSettings
+) -> tuple[PrivateLoss, Callable[[NDArray[np.int64]], Batch]]:
+    """Choose a loss: a bank where the data has public pairs, else InfoNCE in fixed groups."""
+    public = task.splits.public
+    if len(public):
+        chosen = np.sort(task.seed.numpy("bank").permutation(public)[:_BANK])
+        loss = bank(task.model.vlm, task.pairs, chosen)
+        return loss, lambda rows: examples(task.pairs, own[rows])
+    groups = max(1, round(settings.expected_batch / (_PLACES / 2)))
+    return GroupedInfoNCE(), lambda rows: group_batch(
+        task.pairs, own[rows], groups, _PLACES, task.seed
+    )
+
+
 def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict) -> None:
     """Train the adapter in place as a client does in a round under example-level DP.
 
@@ -84,14 +110,12 @@ def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict)
             # A client that lost its state takes it that it was asked in every round before.
             mechanism = settings.mechanism(BankContrastive)
             ledger.spend(mechanism, settings.steps * (server_round - 1))
-    public = task.splits.public
-    chosen = task.seed.numpy("bank").permutation(public)[:_BANK]
-    loss = bank(task.model.vlm, task.pairs, np.sort(chosen))
     own = task.splits.clients[client]
+    loss, make_batch = _loss(task, own, settings)
     train_privately(
         task.model.vlm,
         task.view,
-        lambda rows: examples(task.pairs, own[rows]),
+        make_batch,
         len(own),
         loss,
         settings,

@@ -127,26 +127,28 @@ def group_batch(
 
     Args:
         pairs: The data set's inputs.
-        indices: Shape (n,), ascending: the sampled examples.
+        indices: Shape (n,), ascending, n >= 1: the sampled examples.
         groups: Number of groups G.
         places: Examples m that a group holds.
         seed: Deals the groups; public.
 
     Returns:
-        `image` and `text` of (G, m, …), `mask` (G, m).
+        `image` and `text` of (G', m, …), `mask` of (G', m), over the G' groups with a member.
     """
-    chosen = np.zeros((groups, places), dtype=np.int64)
-    mask = np.zeros((groups, places), dtype=bool)
+    members: dict[int, list[int]] = {}
     for index in indices.tolist():
-        group = seed.number("group", index) % groups
-        free = np.flatnonzero(~mask[group])
-        if len(free):
-            chosen[group, free[0]], mask[group, free[0]] = index, True
-    # A free place repeats some example of the bank of inputs; the mask keeps it out of the loss.
+        group = members.setdefault(seed.number("group", index) % groups, [])
+        if len(group) < places:
+            group.append(index)
+    # A free place repeats a member of its own group, masked out of the loss: what is wrong with
+    # one example then stays in its group.
+    chosen = np.array([group + group[:1] * (places - len(group)) for group in members.values()])
+    mask = np.array([[place < len(group) for place in range(places)] for group in members.values()])
+    count = len(members)
     flat = examples(pairs, chosen.reshape(-1))
 
     def shaped(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: v.view(groups, places, *v.shape[1:]) for key, v in inputs.items()}
+        return {key: v.view(count, places, *v.shape[1:]) for key, v in inputs.items()}
 
     return {
         "image": shaped(flat["image"]),

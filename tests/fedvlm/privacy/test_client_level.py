@@ -105,7 +105,7 @@ def test_updates_and_bits_together_cost_one_z():
 
 
 def test_noise_uses_this_rounds_clip():
-    adaptive = AdaptiveClip(bit_std=5.0, rate=3.0)
+    adaptive = AdaptiveClip(bit_std=0.6, rate=3.0)
     mechanism = ClientMechanism(0.5, 1.0, 1.0, adaptive)
     noise = SimulatedNoise(ExperimentSeed(0), "round")
     updates = [np.full(20_000, 1.0)] * 3

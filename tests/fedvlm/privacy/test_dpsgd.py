@@ -23,6 +23,7 @@ from fedvlm.privacy.losses import (
     BankContrastive,
     ClassPrompts,
     GroupedInfoNCE,
+    group_batch,
     logit_dp_sensitivity,
     refuse_infonce,
 )
@@ -184,6 +185,29 @@ def test_a_group_costs_two_clip_norms_and_infonce_far_more():
     assert 0 < moved <= 2.0 * (1 + 1e-4)
     with pytest.raises(ConfigError, match="InfoNCE is refused"):
         refuse_infonce()
+
+
+def test_groups_are_dealt_by_the_example_alone():
+    class Pairs:
+        caption_of = np.arange(100)
+
+        def images(self, rows):
+            return {"pixel_values": torch.from_numpy(rows)[:, None].float()}
+
+        def captions(self, rows):
+            return {"input_ids": torch.from_numpy(rows)[:, None]}
+
+    def members(indices):
+        batch = group_batch(Pairs(), np.array(indices), 5, 4, ExperimentSeed(0))
+        ids, mask = batch["text"]["input_ids"][:, :, 0], batch["mask"]
+        return {frozenset(ids[g][mask[g]].tolist()) for g in range(len(ids))}
+
+    everyone = list(range(0, 60, 4))
+    whole = members(everyone)
+    for gone in everyone:
+        fewer = members([i for i in everyone if i != gone])
+        assert len(whole - fewer) <= 1
+        assert len(fewer - whole) <= 1
 
 
 def test_plain_infonce_really_breaks_its_sensitivity():
