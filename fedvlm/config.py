@@ -16,7 +16,7 @@ _CHOICES = {
     "membership": ("all", "half"),
     "adapter": ("lora", "ffa-lora", "prompt", "feature"),
     "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
-    "dp": ("none", "example", "client"),
+    "dp": ("none", "example", "client", "distributed"),
     "protect": ("plain",),
 }
 
@@ -48,7 +48,8 @@ class SimulationConfig:
         server_learning_rate: The server's rate; ignored by fedavg.
         server_momentum: Momentum of fedavgm, in [0, 1).
         protect: How updates are summed: plain.
-        dp: none, example (clients train with DP-SGD) or client (a trusted server noises the sum).
+        dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
+            distributed (clients noise integers that only secure aggregation sums).
         epsilon: Budget that the noise is solved for, over all rounds; above 0.
         delta: δ that it holds at, in (0, 1).
         clip_norm: L2 norm that an example's gradient or a client's update is clipped to.
@@ -128,6 +129,11 @@ class SimulationConfig:
             raise ConfigError(
                 'dp = "client" clips single updates at a trusted server, which secure summing '
                 'hides from it; use protect = "plain"'
+            )
+        if self.dp == "distributed" and self.protect != "secagg":
+            raise ConfigError(
+                'dp = "distributed" leaves each client\'s own noise far too weak to be seen alone; '
+                f'it needs protect = "secagg", got {self.protect!r}'
             )
         self.adapter_spec()
         self.local_settings(1)

@@ -5,10 +5,11 @@ import time
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from fedvlm.config import config_from
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.private_client import train_with_dp
+from fedvlm.federation.private_client import encode_update, train_with_dp
 from fedvlm.federation.task import load_task
 
 VECTOR = "adapter"
@@ -27,7 +28,8 @@ def train(message: Message, context: Context) -> Message:
 
     The message carries the adapter as one float32 array, its schema hash and the round; so does
     the reply, with the number of examples and the mean loss beside it; under
-    example-level DP it carries the noised adapter and nothing else.
+    example-level DP it carries the noised adapter and nothing else, under distributed DP noised
+    integers in place of the adapter.
 
     Raises:
         IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
@@ -43,9 +45,15 @@ def train(message: Message, context: Context) -> Message:
         raise IntegrityError("the message to train has no arrays or no config")
     task.view.write(arrays[VECTOR].numpy(), str(settings["schema"]))
     number = int(settings["server-round"])  # pyright: ignore[reportArgumentType]
+    vector: NDArray | None = None
     if task.config.dp == "example":
         train_with_dp(task, client, number, context.state)
         # Loss, count and time depend on the examples: each would be a release of its own.
+        metrics = {"num-examples": 1}
+    elif task.config.dp == "distributed":
+        before = task.view.read()
+        task.train(client, number)
+        vector = encode_update(task, before, client, number)
         metrics = {"num-examples": 1}
     else:
         loss = task.train(client, number)
@@ -56,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
         }
     content = RecordDict(
         {
-            "arrays": ArrayRecord({VECTOR: Array(task.view.read())}),
+            "arrays": ArrayRecord({VECTOR: Array(task.view.read() if vector is None else vector)}),
             "metrics": MetricRecord(metrics),
         }
     )

@@ -2,7 +2,7 @@
 
 `example`: every client trains with DP-SGD and keeps a ledger of its own; the server keeps the same
 ledger from public facts. `client`: a trusted server draws clients by secret coins, clips their
-updates and noises the sum. Either way a round is paid for before a message is sent.
+updates and noises the sum. `distributed`: see `fedvlm.federation.distributed`. Each way a round is paid for before a message is sent.
 """
 
 import json
@@ -24,6 +24,17 @@ from fedvlm.federation.task import Task
 from fedvlm.privacy import Ledger, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
+
+
+def one_reply(vector: NDArray[np.float32]) -> Message:
+    """Return a reply that carries an adapter, for a strategy that is to see nothing else."""
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(vector)}),
+            "metrics": MetricRecord({"num-examples": 1}),
+        }
+    )
+    return Message(content, dst_node_id=0, message_type="train")
 
 
 class PrivateStrategy(Strategy):
@@ -235,14 +246,7 @@ class ClientLevelStrategy(PrivateStrategy):
             self._mechanism.adaptive,
         )
         vector = (self._global + released.mean).astype(np.float32)
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord({VECTOR: Array(vector)}),
-                "metrics": MetricRecord({"num-examples": 1}),
-            }
-        )
-        mean = Message(content, dst_node_id=0, message_type="train")
-        arrays, _ = self.inner.aggregate_train(server_round, [mean])
+        arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
         return arrays, MetricRecord()
 
     @property
@@ -292,4 +296,8 @@ def private_strategy(inner: Strategy, task: Task) -> PrivateStrategy | None:
         return ExampleLevelStrategy(inner, task.config, all_pairs(task))
     if task.config.dp == "client":
         return ClientLevelStrategy(inner, task.config)
+    if task.config.dp == "distributed":
+        from fedvlm.federation.distributed import DistributedStrategy
+
+        return DistributedStrategy(inner, task.config, task.view.size)
     return None

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.task import Task
-from fedvlm.privacy import Ledger, NoiseSource, SecureNoise, SimulatedNoise, plan
+from fedvlm.privacy import (
+    Ledger,
+    NoiseSource,
+    SecureNoise,
+    SimulatedNoise,
+    noise_multiplier_for,
+    plan,
+)
 from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
 from fedvlm.privacy.losses import (
     BankContrastive,
@@ -20,6 +27,7 @@ from fedvlm.privacy.losses import (
     examples,
     group_batch,
 )
+from fedvlm.privacy.skellam import SkellamMechanism, plan_skellam
 from fedvlm.seeds import ExperimentSeed
 
 _BANK = 256
@@ -66,6 +74,53 @@ def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
         learning_rate=config.learning_rate,
         physical_batch=config.batch_size,
     )
+
+
+@lru_cache(maxsize=4)
+def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechanism:
+    """Plan distributed DP from public facts: noise for the fewest clients that may be summed.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter.
+
+    Raises:
+        ConfigError: No lane of secure aggregation is wide enough.
+    """
+    from secure.aggregation import Policy, integer_plan
+
+    members = max(2, round(config.fraction * config.clients))
+    floor = Policy(integer_plan(members, 1))
+    least = floor.sharing(members).quorum - floor.corrupt_members(members)
+
+    def make(z: float) -> SkellamMechanism:
+        return plan_skellam(config.clip_norm, z, size, least, members)
+
+    z = noise_multiplier_for(lambda z: make(z).event(), config.rounds, config.epsilon, config.delta)
+    return make(z)
+
+
+def rotation_seed(config: SimulationConfig, server_round: int) -> int:
+    """Return the public seed of a round's rotation."""
+    return ExperimentSeed(config.seed).number("rotation", server_round)
+
+
+def encode_update(
+    task: Task, before: NDArray[np.float32], client: int, server_round: int
+) -> NDArray[np.float64]:
+    """Return what a client sends under distributed DP: noised integers, as float64.
+
+    Args:
+        task: Model and adapter, after training.
+        before: Shape (P,): the adapter that the round started from.
+        client: Number of the client.
+        server_round: Round, from 1.
+    """
+    mechanism = distributed_mechanism(task.config, task.view.size)
+    noise = noise_source(task.config, "distributed", client, server_round)
+    update = task.view.read() - before
+    seed = rotation_seed(task.config, server_round)
+    return mechanism.encode(update, seed, noise).astype(np.float64)
 
 
 def all_pairs(task: Task) -> int:

@@ -102,6 +102,12 @@ def test_a_budget_that_is_spent_stops_the_run(small_run, monkeypatch, tmp_path):
 
 
 def test_settings_are_checked():
-    for bad in ({"dp": "some"}, {"epsilon": 0}, {"delta": 1.0}, {"clip_norm": 0.0}):
+    for bad in (
+        {"dp": "some"},
+        {"epsilon": 0},
+        {"delta": 1.0},
+        {"clip_norm": 0.0},
+        {"dp": "distributed"},
+    ):
         with pytest.raises(ConfigError):
             config_from(bad)
