@@ -2,10 +2,12 @@
 
 `example`: every client trains with DP-SGD and keeps a ledger of its own; the server keeps the same
 ledger from public facts. `client`: a trusted server draws clients by secret coins, clips their
-updates and noises the sum. `distributed`: see `fedvlm.federation.distributed`. Each way a round is paid for before a message is sent.
+updates and noises the sum. `distributed`: see `fedvlm.federation.distributed`. Each
+way a round is paid for before a message is sent.
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,9 +57,9 @@ class PrivateStrategy(Strategy):
         """Return what to add to a round's entry."""
         return {"epsilon": self.spent()}
 
+    @abstractmethod
     def spent(self) -> float:
         """Return ε so far: of the run, or of the client that spent most."""
-        raise TypeError(f"{type(self).__name__} keeps no ledger")
 
     def describe(self) -> dict[str, Any]:
         """Return the entry `privacy` of a result."""
@@ -83,11 +85,13 @@ class PrivateStrategy(Strategy):
             raise IntegrityError("the checkpoint has no privacy ledger; start in another folder")
         self._from_json(str(state["privacy"]))
 
+    @abstractmethod
     def _to_json(self) -> str:
-        raise TypeError(f"{type(self).__name__} keeps no ledger")
+        """Write what must be kept between rounds."""
 
+    @abstractmethod
     def _from_json(self, text: str) -> None:
-        raise TypeError(f"{type(self).__name__} keeps no ledger")
+        """Read what `_to_json` wrote."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -4,6 +4,7 @@ DP-SGD clips the gradient of one unit's loss. That bounds what one example does 
 unit's loss depends on it, which CLIP's own loss violates.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from fedvlm.training.pairs import EncodedPairs
 Batch = Mapping[str, Any]
 
 
-class PrivateLoss:
+class PrivateLoss(ABC):
     """A loss per unit, none of which depends on another unit of the batch.
 
     Attributes:
@@ -33,9 +34,9 @@ class PrivateLoss:
     factor: float = 1.0
     rowwise: bool = False
 
+    @abstractmethod
     def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
         """Return the losses of a batch, shape (B,)."""
-        raise TypeError(f"{type(self).__name__} does not say what its loss is")
 
 
 class BankContrastive(PrivateLoss):
