@@ -46,15 +46,14 @@ def train(message: Message, context: Context) -> Message:
     task.view.write(arrays[VECTOR].numpy(), str(settings["schema"]))
     number = int(settings["server-round"])  # pyright: ignore[reportArgumentType]
     vector: NDArray | None = None
+    # Under DP a loss, a count or a time would be a release of its own: none is sent.
+    metrics: dict[str, int | float] = {"num-examples": 1}
     if task.config.dp == "example":
         train_with_dp(task, client, number, context.state)
-        # Loss, count and time depend on the examples: each would be a release of its own.
-        metrics = {"num-examples": 1}
     elif task.config.dp == "distributed":
         before = task.view.read()
         task.train(client, number)
         vector = encode_update(task, before, client, number)
-        metrics = {"num-examples": 1}
     else:
         loss = task.train(client, number)
         metrics = {
@@ -65,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict(
         {
             "arrays": ArrayRecord({VECTOR: Array(task.view.read() if vector is None else vector)}),
-            "metrics": MetricRecord(metrics),
+            "metrics": MetricRecord({**metrics}),
         }
     )
     return Message(content, reply_to=message)

@@ -57,10 +57,10 @@ def _rdp_curve(event: dp_accounting.DpEvent, orders: Sequence[float]) -> NDArray
 
 
 def _renyi_epsilon(history: History, delta: float, orders: Sequence[float]) -> float:
-    curve = sum(
-        (count * _rdp_curve(event, orders) for event, count in history), np.zeros(len(orders))
-    )
-    return float(rdp.compute_epsilon(orders, curve, delta)[0])
+    curve = np.zeros(len(orders))
+    for event, count in history:
+        curve += count * _rdp_curve(event, orders)
+    return float(rdp.compute_epsilon(orders, curve.tolist(), delta)[0])
 
 
 @lru_cache(maxsize=256)

@@ -89,7 +89,7 @@ def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str
 
 def _sum_by_vmap(
     vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float
-) -> dict[nn.Parameter, Tensor]:
+) -> dict[Tensor, Tensor]:
     gradients = per_example_gradients(vlm, loss, batch)
     flat = [value.flatten(1) for value in gradients.values()]
     norms = torch.stack([value.norm(dim=1) for value in flat]).norm(dim=0)
@@ -127,7 +127,7 @@ def _squared_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
 
 def _sum_by_layers(
     vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float, layers: list[nn.Linear]
-) -> dict[nn.Parameter, Tensor]:
+) -> dict[Tensor, Tensor]:
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -164,7 +164,7 @@ def _sum_by_layers(
         if layer.bias is not None and layer.bias.requires_grad:
             squares += outgoing.sum(dim=1).square().sum(dim=1)
     factor = _coefficients(squares.sqrt(), clip_norm)
-    sums: dict[nn.Parameter, Tensor] = {}
+    sums: dict[Tensor, Tensor] = {}
     for layer, (inputs, outgoing) in merged.items():
         scaled = torch.nan_to_num(outgoing, 0.0, 0.0, 0.0) * factor[:, None, None]
         if layer.weight.requires_grad:

@@ -40,13 +40,14 @@ def fwht(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     size = len(vector)
     if size & (size - 1) or not size:
         raise ConfigError(f"a Hadamard transform needs a power of two, got {size}")
-    out = vector.astype(np.float64)
+    out: NDArray[np.float64] = vector.astype(np.float64)
     width = 1
     while width < size:
         pairs = out.reshape(-1, 2, width)
         out = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(-1)
         width *= 2
-    return out / math.sqrt(size)
+    out /= math.sqrt(size)
+    return out
 
 
 def _signs(size: int, seed: int) -> NDArray[np.float64]:

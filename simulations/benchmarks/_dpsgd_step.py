@@ -109,15 +109,14 @@ def opacus_step(mode: str) -> Step:
     text = batch["text"]
     inputs = (batch["image"]["pixel_values"], text["input_ids"], text["attention_mask"])
     if mode == "ghost":
-        wrapped: Any = GradSampleModuleFastGradientClipping(
-            module, max_grad_norm=CLIP_NORM, use_ghost_clipping=True
-        )
+        ghost: Any = GradSampleModuleFastGradientClipping
+        wrapped: Any = ghost(module, max_grad_norm=CLIP_NORM, use_ghost_clipping=True)
     elif mode == "ew":
         wrapped = GradSampleModuleExpandedWeights(module, loss_reduction="mean")
     else:
         wrapped = GradSampleModule(module, force_functorch=mode == "functorch")
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
-    make = DPOptimizerFastGradientClipping if mode == "ghost" else DPOptimizer
+    make: Any = DPOptimizerFastGradientClipping if mode == "ghost" else DPOptimizer
     optimizer = make(
         torch.optim.Adam(parameters, lr=1e-3),
         noise_multiplier=NOISE_MULTIPLIER,
