@@ -36,7 +36,7 @@ def _steps(progress: Callable[[str], None]) -> list[Row]:
     seconds, peak = found.pop("ours")
     fastest = min(found, key=lambda mode: found[mode][0])
     leanest = min(found, key=lambda mode: found[mode][1])
-    note = f"batch {_dpsgd_step.BATCH}, one thread; our noise is the OS's entropy"
+    note = f"batch {_dpsgd_step.BATCH}, CPU seconds of one thread; our noise is the OS's entropy"
     return [
         lower_is_better(
             "dpsgd_step_seconds",
