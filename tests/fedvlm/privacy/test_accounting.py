@@ -30,9 +30,9 @@ def test_reference_table(rate, sigma, steps, by_rdp, by_pld):
 @pytest.mark.parametrize(
     ("rate", "steps", "delta", "expected"),
     [
-        (0.1, 100, 1e-4, {1: 3.38, 3: 1.50, 8: 0.86}),
+        pytest.param(0.1, 100, 1e-4, {1: 3.38, 3: 1.50, 8: 0.86}, marks=pytest.mark.slow),
         (1.0, 20, 1e-2, {1: 8.40, 3: 3.69, 8: 1.83}),
-        (64 / 2000, 310, 1e-5, {1: 2.30, 3: 1.11, 8: 0.71}),
+        pytest.param(64 / 2000, 310, 1e-5, {1: 2.30, 3: 1.11, 8: 0.71}, marks=pytest.mark.slow),
     ],
 )
 def test_planned_noise(rate, steps, delta, expected):
