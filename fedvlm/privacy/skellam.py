@@ -46,8 +46,7 @@ def fwht(vector: NDArray[np.float64]) -> NDArray[np.float64]:
         pairs = out.reshape(-1, 2, width)
         out = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(-1)
         width *= 2
-    out /= math.sqrt(size)
-    return out
+    return (out / math.sqrt(size)).astype(np.float64, copy=False)
 
 
 def _signs(size: int, seed: int) -> NDArray[np.float64]:

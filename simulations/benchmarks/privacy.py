@@ -24,8 +24,8 @@ SIZE = 20_000
 CLIENTS = 10
 CLIP_NORM = 1.0
 NOISE_MULTIPLIER = 1.0
-NOISE_ROUNDS = 40
-CLIP_ROUNDS = 200
+NOISE_ROUNDS = 20
+CLIP_ROUNDS = 120
 _FLOAT_BITS = 32.0
 
 
@@ -70,22 +70,19 @@ def _flower_round(
     size = len(updates[0])
     start = ArrayRecord({"adapter": Array(np.zeros(size, dtype=np.float32))})
 
-    def client(message: Message, context) -> Message:
-        index = int(context.node_config["partition-id"])
+    grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), len(updates))
+    replies = []
+    for message in wrapper.configure_train(number, start, ConfigRecord(), grid):
+        index = message.metadata.dst_node_id - 1
         content = RecordDict(
             {
                 "arrays": ArrayRecord({"adapter": Array(updates[index])}),
                 "metrics": MetricRecord({"num-examples": examples[index]}),
             }
         )
-        return Message(content, reply_to=message)
-
-    grid = InProcessGrid(client, len(updates))
-    messages = list(wrapper.configure_train(number, start, ConfigRecord(), grid))
-    nodes = [message.metadata.dst_node_id for message in messages]
-    replies = list(grid.send_and_receive(messages))
-    if sorted(nodes) != list(range(1, len(updates) + 1)):
-        raise RuntimeError(f"the wrapper asked nodes {nodes}")
+        replies.append(Message(content, reply_to=message))
+    if len(replies) != len(updates):
+        raise RuntimeError(f"the wrapper asked {len(replies)} of {len(updates)} clients")
     arrays, _ = wrapper.aggregate_train(number, replies)
     if arrays is None:
         raise RuntimeError("the wrapper gave no aggregate")
