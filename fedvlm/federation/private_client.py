@@ -72,7 +72,7 @@ def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
         steps=steps,
         expected_batch=rate * average,
         learning_rate=config.learning_rate,
-        physical_batch=config.batch_size,
+        physical_batch=32,
     )
 
 

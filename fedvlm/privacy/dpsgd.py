@@ -155,6 +155,8 @@ def _sum_by_layers(
         seen.setdefault(layer, []).append((pair[0], pair[1].reshape(count, -1, outgoing.shape[-1])))
     merged = {
         layer: tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if len(parts) > 1
+        else parts[0]
         for layer, parts in seen.items()
     }
     squares = torch.zeros(count)
@@ -163,13 +165,17 @@ def _sum_by_layers(
             squares += _squared_norms(inputs, outgoing)
         if layer.bias is not None and layer.bias.requires_grad:
             squares += outgoing.sum(dim=1).square().sum(dim=1)
-    factor = _coefficients(squares.sqrt(), clip_norm)
+    norms = squares.sqrt()
+    factor = _coefficients(norms, clip_norm)
+    # NaN · 0 is NaN: where a unit is not finite, it is taken out before the sum.
+    broken = not bool(torch.isfinite(norms).all())
     sums: dict[Tensor, Tensor] = {}
     for layer, (inputs, outgoing) in merged.items():
-        scaled = torch.nan_to_num(outgoing, 0.0, 0.0, 0.0) * factor[:, None, None]
+        if broken:
+            inputs, outgoing = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (inputs, outgoing))
+        scaled = outgoing * factor[:, None, None]
         if layer.weight.requires_grad:
-            rows = torch.nan_to_num(inputs, 0.0, 0.0, 0.0).flatten(0, 1)
-            sums[layer.weight] = scaled.flatten(0, 1).T @ rows
+            sums[layer.weight] = scaled.flatten(0, 1).T @ inputs.flatten(0, 1)
         if layer.bias is not None and layer.bias.requires_grad:
             sums[layer.bias] = scaled.sum(dim=(0, 1))
     return sums
@@ -181,7 +187,7 @@ def clipped_gradient_sum(
     loss: PrivateLoss,
     batch: Batch,
     clip_norm: float,
-    physical_batch: int = 64,
+    physical_batch: int = 32,
 ) -> NDArray[np.float64]:
     """Sum the units' gradients, each clipped to a norm.
 
@@ -242,7 +248,7 @@ class DPSGDSettings:
     steps: int
     expected_batch: float
     learning_rate: float
-    physical_batch: int = 64
+    physical_batch: int = 32
 
     def mechanism(self, loss: PrivateLoss | type[PrivateLoss]) -> GaussianMechanism:
         """Return what one step under a loss releases."""
