@@ -152,7 +152,7 @@ def peak_bytes(step: Step) -> int:
 
 
 def measure(progress: Callable[[str], None], repeats: int = 5) -> dict[str, tuple[float, int]]:
-    """Return CPU seconds and peak bytes of one step by name: "ours", "ours, secure noise", each mode.
+    """Return CPU seconds and peak bytes of one step, by name: ours with either noise, each mode.
 
     The steps take turns on one thread, and CPU seconds are counted, which a busy machine
     stretches less than wall time.
