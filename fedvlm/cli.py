@@ -1,4 +1,4 @@
-"""The command line: fedvlm simulate | data | report | doctor.
+"""The command line: fedvlm simulate | audit | report | privacy | infer | data | doctor.
 
 Heavy packages are imported inside the commands, so that `--help` answers at once.
 """
@@ -208,19 +208,73 @@ def data_fetch() -> None:
     )
 
 
+# These commands live with their parts. Their arguments pass through unread, so that the part is
+# imported only when it is asked for; `--help` behind them is theirs.
+_FORWARD: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+@app.command(context_settings=_FORWARD)
+def audit(context: typer.Context) -> None:
+    """Measure what leaks from a run, by vantage and attack: fedvlm audit DIR."""
+    from fedvlm.leakage.cli import audit_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(audit_command)
+    raise typer.Exit(command(context.args, prog_name="fedvlm audit", standalone_mode=False) or 0)
+
+
+@app.command(context_settings=_FORWARD)
+def privacy(context: typer.Context) -> None:
+    """Plan a privacy budget: fedvlm privacy plan."""
+    from fedvlm.privacy.cli import app as command
+
+    raise typer.Exit(command(context.args, prog_name="fedvlm privacy", standalone_mode=False) or 0)
+
+
+infer_app = typer.Typer(help="Compute on what must not be seen.", no_args_is_help=True)
+app.add_typer(infer_app, name="infer")
+
+
+@infer_app.command("he-serve", context_settings=_FORWARD)
+def he_serve(context: typer.Context) -> None:
+    """Serve an encrypted layer over TLS."""
+    from secure.he.serve import main as serve
+
+    raise typer.Exit(serve(context.args))
+
+
+@infer_app.command("he-query", context_settings=_FORWARD)
+def he_query(context: typer.Context) -> None:
+    """Ask a server for a projection of what it can't see."""
+    from secure.he.query import main as query
+
+    raise typer.Exit(query(context.args))
+
+
+@infer_app.command("dealer", context_settings=_FORWARD)
+def dealer(context: typer.Context) -> None:
+    """Make correlated randomness for two-party inference."""
+    from secure.smpc.dealer import main as deal
+
+    raise typer.Exit(deal(context.args))
+
+
 def main() -> None:
     """Run the command line; errors are one line on stderr and an exit code."""
     # One thread per operation unless asked otherwise: clients run side by side instead.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        # Without its standalone mode, click returns the code of an Exit instead of leaving with it.
+        code = app(standalone_mode=False)
     except FedVLMError as error:
         if _state["debug"]:
             raise
         _say(f"error: {error}")
         raise SystemExit(error.exit_code) from None
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
     except typer.Abort:
         _say("stopped; a run with --out goes on with --resume")
         raise SystemExit(1) from None
@@ -237,6 +291,7 @@ def main() -> None:
             raise
         _say(f"error: {type(error).__name__}: {error}; --debug shows where")
         raise SystemExit(1) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ _CHOICES = {
     "adapter": ("lora", "ffa-lora", "prompt", "feature"),
     "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
     "protect": ("plain", "secagg", "secagg-active"),
+    "dp": ("none", "example", "client", "distributed"),
 }
 
 
@@ -50,6 +51,13 @@ class SimulationConfig:
             follows the protocol); secagg-active (also if it doesn't).
         update_bound: Largest change of a parameter in a round under secure summing; a client
             whose update is beyond it refuses to send.
+        dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
+            distributed (clients noise integers that only secure aggregation sums).
+        epsilon: Budget that the noise is solved for, over all rounds; above 0.
+        delta: δ that it holds at, in (0, 1).
+        clip_norm: L2 norm that an example's gradient or a client's update is clipped to.
+        adaptive: Whether the clip of client-level DP follows the median of the updates' norms.
+        simulated_noise: Draw noise from the seed, for experiments: reproducible, protects nobody.
         references: Whether to compute zero-shot, local-only and central beside the federation.
         reference_epochs: Passes of the local-only and the central reference over their data.
         reference_learning_rate: Their rate in the first pass; it falls linearly to a tenth.
@@ -80,6 +88,12 @@ class SimulationConfig:
     server_momentum: float = 0.9
     protect: str = "plain"
     update_bound: float = 1.0
+    dp: str = "none"
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    clip_norm: float = 1.0
+    adaptive: bool = False
+    simulated_noise: bool = False
     references: bool = True
     reference_epochs: int = 6
     reference_learning_rate: float = 4e-3
@@ -108,6 +122,21 @@ class SimulationConfig:
                 raise ConfigError(f"{key} must be above 0; got {getattr(self, key)}")
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(f"server_momentum must be in [0, 1); got {self.server_momentum}")
+        if not (self.epsilon > 0 and 0 < self.delta < 1 and self.clip_norm > 0):
+            raise ConfigError(
+                "DP needs epsilon > 0, delta in (0, 1) and clip_norm > 0; got "
+                f"{self.epsilon}, {self.delta} and {self.clip_norm}"
+            )
+        if self.dp == "client" and self.protect != "plain":
+            raise ConfigError(
+                'dp = "client" clips single updates at a trusted server, which secure summing '
+                'hides from it; use protect = "plain"'
+            )
+        if self.dp == "distributed" and self.protect not in ("secagg", "secagg-active"):
+            raise ConfigError(
+                'dp = "distributed" leaves each client\'s own noise far too weak to be seen alone; '
+                f'it needs protect = "secagg", got {self.protect!r}'
+            )
         self.adapter_spec()
         self.local_settings(1)
 

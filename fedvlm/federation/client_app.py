@@ -5,8 +5,10 @@ import time
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from fedvlm.errors import IntegrityError
+from fedvlm.federation.private_client import encode_update, train_with_dp
 from fedvlm.federation.protection import protect_client, settings_of
 from fedvlm.federation.task import load_task
 
@@ -20,7 +22,9 @@ def train(message: Message, context: Context) -> Message:
     """Train for one round.
 
     The message carries the adapter as one float32 array, its schema hash and the round; so does
-    the reply, with the number of examples and the mean loss beside it.
+    the reply, with the number of examples and the mean loss beside it; under
+    example-level DP it carries the noised adapter and nothing else, under distributed DP noised
+    integers in place of the adapter.
 
     Raises:
         IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
@@ -35,16 +39,27 @@ def train(message: Message, context: Context) -> Message:
     if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
         raise IntegrityError("the message to train has no arrays or no config")
     task.view.write(arrays[VECTOR].numpy(), str(settings["schema"]))
-    loss = task.train(client, int(settings["server-round"]))  # pyright: ignore[reportArgumentType]
-    metrics = {
-        "num-examples": len(task.splits.clients[client]),
-        "train-loss": loss,
-        "client-seconds": time.perf_counter() - start,
-    }
+    number = int(settings["server-round"])  # pyright: ignore[reportArgumentType]
+    vector: NDArray | None = None
+    # Under DP a loss, a count or a time would be a release of its own: none is sent.
+    metrics: dict[str, int | float] = {"num-examples": 1}
+    if task.config.dp == "example":
+        train_with_dp(task, client, number, context.state)
+    elif task.config.dp == "distributed":
+        before = task.view.read()
+        task.train(client, number)
+        vector = encode_update(task, before, client, number)
+    else:
+        loss = task.train(client, number)
+        metrics = {
+            "num-examples": len(task.splits.clients[client]),
+            "train-loss": loss,
+            "client-seconds": time.perf_counter() - start,
+        }
     content = RecordDict(
         {
-            "arrays": ArrayRecord({VECTOR: Array(task.view.read())}),
-            "metrics": MetricRecord(metrics),
+            "arrays": ArrayRecord({VECTOR: Array(task.view.read() if vector is None else vector)}),
+            "metrics": MetricRecord({**metrics}),
         }
     )
     return Message(content, reply_to=message)

@@ -1,7 +1,7 @@
 """How updates are summed: the seam behind which secure aggregation or HE takes its place."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import ConfigError
+from fedvlm.federation.task import load_task
 
 # Keys of the run config that name places, and decide no result.
 PLACES = ("out", "identities")
@@ -53,7 +54,8 @@ def secure_policy(config: SimulationConfig):
     """Return the terms of secure aggregation for a configuration.
 
     Every party derives them from its own copy of the configuration: to a client they are the
-    floor below which it refuses. The mean is weighted by examples, clamped at 1,000.
+    floor below which it refuses. The mean is weighted by examples, clamped at 1,000; under
+    distributed DP it is uniform, of integers that the clients have noised.
 
     Raises:
         ConfigError: Fewer than three clients.
@@ -62,9 +64,14 @@ def secure_policy(config: SimulationConfig):
 
     if config.clients < 3:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
+    mode = "active" if config.protect == "secagg-active" else "semi-honest"
+    if config.dp == "distributed":
+        from fedvlm.federation.distributed import distributed_policy
+
+        return replace(distributed_policy(config, load_task(config).view.size), mode=mode)
     return Policy(
         plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
-        mode="active" if config.protect == "secagg-active" else "semi-honest",
+        mode=mode,
         clip=False,
         weighting="examples",
         max_weight=_MAX_EXAMPLES,

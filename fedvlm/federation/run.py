@@ -15,6 +15,7 @@ from fedvlm.adapters import save_adapter
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.private import private_strategy
 from fedvlm.federation.protection import protected
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
@@ -35,25 +36,28 @@ def _federate(
     out: Path | None,
     resume: bool,
     on_round: OnRound,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Run the rounds; returns the history (entry 0 is before training) and the protection."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+    """Run the rounds; returns the history (entry 0 is before training), protection and privacy."""
     config, view = task.config, task.view
     # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     logging.getLogger("flwr").setLevel(logging.ERROR)
     inner = inner_strategy(config)
+    private = private_strategy(inner, task)
     history: list[dict[str, Any]] = []
     vector = task.initial
     if resume and out is not None:
         checkpoint = Checkpoint.load(out, config, view.schema)
         history, vector = checkpoint.rounds, checkpoint.vector
         restore_optimizer(inner, checkpoint.state, vector)
+        if private is not None:
+            private.restore(checkpoint.state)
         for entry in history:
             on_round(entry)
     done = max(0, len(history) - 1)
     transcript = None
     if out is not None and config.transcript:
         transcript = Transcript(out, config.protect, view.schema)
-    protection = protected(inner, config)
+    protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -64,9 +68,10 @@ def _federate(
         entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
         if number:
             entry |= asdict(strategy.costs[number]) | protection.round_report()
+            entry |= private.entry() if private is not None else {}
         history.append(entry)
         if out is not None:
-            state = optimizer_state(inner)
+            state = optimizer_state(inner) | (private.state() if private is not None else {})
             Checkpoint(view.read(), view.schema, history, config.to_dict(), state).save(out)
         on_round(entry)
         return None
@@ -81,7 +86,7 @@ def _federate(
         )
     else:
         view.write(vector)
-    return history, protection.describe()
+    return history, protection.describe(), None if private is None else private.describe()
 
 
 def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str, float | None]:
@@ -131,7 +136,7 @@ def run_federation(
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()
-    history, protection = _federate(grid, task, out, resume, on_round)
+    history, protection, privacy = _federate(grid, task, out, resume, on_round)
     federated = time.perf_counter()
     final = task.view.read()
     lines: dict[str, float] = {}
@@ -142,7 +147,7 @@ def run_federation(
     result = Result(
         summary=_summary(history, lines),
         rounds=history,
-        privacy=None,
+        privacy=privacy,
         protection=protection,
         leakage=[],
         config=config.to_dict(),

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, IntegrityError
 from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Transcript
 from fedvlm.seeds import ExperimentSeed
 
@@ -43,39 +44,6 @@ class RoundCost:
     client_seconds: float | None
     server_seconds: float
     train_loss: float | None
-
-
-class _Subset(Grid):
-    """A grid that shows only the nodes drawn for this round."""
-
-    def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid = grid
-        self._nodes = nodes
-
-    def get_node_ids(self) -> list[int]:
-        return self._nodes
-
-    def __getattr__(self, name: str):
-        return getattr(self._grid, name)
-
-    def set_run(self, run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self):
-        return self._grid.run
-
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages):
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids):
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def _payload_bytes(message: Message) -> int:
@@ -140,6 +108,8 @@ class FederationStrategy(Strategy):
 
     def _draw(self, server_round: int, grid: Grid) -> list[int]:
         nodes = sorted(grid.get_node_ids())
+        if self._config.dp == "client":
+            return nodes  # drawn by secret coins further in, never by the experiment's seed
         count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
         rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
         return sorted(rng.choice(nodes, size=min(count, len(nodes)), replace=False).tolist())
@@ -152,7 +122,7 @@ class FederationStrategy(Strategy):
         config["schema"] = self._schema
         if self._transcript is not None:
             self._transcript.global_adapter(number, arrays[VECTOR].numpy())
-        subset = _Subset(grid, self._draw(number, grid))
+        subset = Subset(grid, self._draw(number, grid))
         messages = list(self.inner.configure_train(number, arrays, config, subset))
         self._download_bytes = _payload_bytes(messages[0]) if messages else 0
         return messages
@@ -171,12 +141,14 @@ class FederationStrategy(Strategy):
         batch = sorted(replies, key=_digest)
         good = [reply for reply in batch if not reply.has_error()]
         # Under secure summing the protocol has its own quorum, and abandons the round by itself.
-        if len(good) < MIN_CLIENTS and self._config.protect == "plain":
+        # Under client-level DP the noise hides how many came, an empty round included.
+        needed = self._config.protect == "plain" and self._config.dp != "client"
+        if needed and len(good) < MIN_CLIENTS:
             raise DropoutError(
                 f"round {number}: {len(good)} of {len(batch)} clients answered, need at least "
                 f"{MIN_CLIENTS}; an average of one client is that client's own update"
             )
-        if self._transcript is not None:
+        if self._transcript is not None and good:
             self._transcript.replies(number, good)
         start = time.perf_counter()
         arrays, metrics = self.inner.aggregate_train(number, batch)
@@ -187,9 +159,13 @@ class FederationStrategy(Strategy):
                 raise IntegrityError(f"round {number}: the aggregate is not finite")
             arrays = ArrayRecord({VECTOR: Array(vector)})
         told = dict(metrics or {})
+        count, upload = len(good), sum(map(_payload_bytes, good)) / max(1, len(good))
+        if self._config.dp == "client":  # who came is secret: report what is public
+            count = round(self._config.fraction * self._config.clients)
+            upload = len(arrays[VECTOR].data) if arrays is not None else 0
         self.costs[number] = RoundCost(
-            clients=len(good),
-            upload_bytes_per_client=round(sum(map(_payload_bytes, good)) / max(1, len(good))),
+            clients=count,
+            upload_bytes_per_client=round(upload),
             download_bytes_per_client=self._download_bytes,
             client_seconds=_as_float(told.get("client-seconds")),
             server_seconds=seconds,

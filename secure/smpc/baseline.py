@@ -181,7 +181,7 @@ def _apply(baseline: Baseline, op: Operation, values: dict[str, Any], secret: di
     elif isinstance(op, p.Activation):
         made = _activation(values[op.source], op)
     elif isinstance(op, p.Attention) and not op.parameters.causal:
-        made = _attention(*(values[n] for n in (op.query, op.key, op.value)), op.heads)
+        made = _attention(values[op.query], values[op.key], values[op.value], op.heads)
     else:
         raise UnsupportedModuleError(op.path, op.kind, "the baseline runs image towers only")
     values[op.target] = made

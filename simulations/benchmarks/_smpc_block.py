@@ -1,5 +1,7 @@
 """The block that the benchmark computes privately: one encoder block of ViT-B/32's size."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,9 @@ class EncoderBlocks(nn.Module):
 
 
 @register("EncoderBlocks")
-def _blocks(builder: Builder, module: EncoderBlocks, batch: dict, path: str) -> Value:
+def _blocks(
+    builder: Builder, module: EncoderBlocks, batch: Mapping[str, Tensor], path: str
+) -> Value:
     x = builder.real(batch["features"], "features")
     for i, layer in enumerate(module.layers):
         x = pre_norm_block(builder, layer, x, f"layers.{i}")

@@ -1,0 +1,118 @@
+"""Distributed DP in a federation: clients noise integers, the server decodes their secure sum."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedvlm.config import SimulationConfig
+from fedvlm.errors import IntegrityError
+from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.private import PrivateStrategy, one_reply
+from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
+from fedvlm.privacy import Ledger
+
+if TYPE_CHECKING:
+    from secure.aggregation import Policy
+
+
+@lru_cache(maxsize=4)
+def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
+    """Return the terms of the secure sum that distributed DP needs.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter.
+    """
+    from secure.aggregation import Policy
+
+    plan = distributed_mechanism(config, size).lanes()
+    # Clients clip before they rotate; what is summed are integers, which nothing may rescale.
+    return Policy(plan=plan, clip=False, update="delta")
+
+
+class DistributedStrategy(PrivateStrategy):
+    """Turns the mean of noised integers, which secure aggregation hands on, into the next adapter.
+
+    Args:
+        inner: The strategy that turns the mean into the next adapter; it sees one reply.
+        config: The federation's configuration.
+        size: Parameters P of the adapter.
+
+    Guarantees:
+        Client-level DP, as the ledger says, of the sum that the server gets, against the server
+        too, as long as it gets sums of at least `least_noised` honest clients only: that is
+        what the secure aggregation below enforces.
+    """
+
+    unit = "client"
+    aggregates_mean_only = True
+
+    def __init__(self, inner: Strategy, config: SimulationConfig, size: int) -> None:
+        super().__init__(inner, config)
+        self.mechanism = distributed_mechanism(config, size)
+        self._ledger = Ledger("client", config.epsilon, config.delta)
+        self._global: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Pay for the round, then send.
+
+        Raises:
+            BudgetExceeded: The budget doesn't hold the round; no message was sent.
+        """
+        self._ledger.spend(self.mechanism)
+        self._global = arrays[VECTOR].numpy()
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Decode the mean of the integers.
+
+        Raises:
+            IntegrityError: The sum does not consist of integers: the clients encoded otherwise.
+            DropoutError: Fewer clients are in the sum than the noise was planned for.
+        """
+        batch = list(replies)
+        if len(batch) != 1 or batch[0].has_error():
+            raise IntegrityError(
+                f"distributed DP takes one secure mean a round, got {len(batch)} replies"
+            )
+        content = batch[0].content
+        metrics = next(iter(content.metric_records.values()))
+        mean = next(iter(content.array_records.values()))[VECTOR].numpy().astype(np.float64)
+        count = round(float(metrics["num-examples"]))  # pyright: ignore[reportArgumentType]
+        total = np.rint(mean * count)
+        if mean.shape != (self.mechanism.dimension,) or np.abs(total - mean * count).max() > 0.01:
+            raise IntegrityError("the secure sum does not hold the integers of distributed DP")
+        seed = rotation_seed(self.config, server_round)
+        delta = self.mechanism.decode(total.astype(np.int64), seed, count)
+        vector = (self._global + delta).astype(np.float32)
+        arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
+        return arrays, MetricRecord()
+
+    def spent(self) -> float:
+        """Return ε of the run so far."""
+        return self._ledger.spent.value
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result."""
+        return super().describe() | {
+            "noise_multiplier": self.mechanism.noise_multiplier,
+            "least_noised": self.mechanism.least_noised,
+            "scale": self.mechanism.scale,
+            "magnitude": self.mechanism.magnitude,
+        }
+
+    def _to_json(self) -> str:
+        return self._ledger.to_json()
+
+    def _from_json(self, text: str) -> None:
+        self._ledger = Ledger.from_json(text)

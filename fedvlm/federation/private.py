@@ -1,0 +1,307 @@
+"""Differential privacy around a federation: who adds noise where, and what is written down.
+
+`example`: every client trains with DP-SGD and keeps a ledger of its own; the server keeps the same
+ledger from public facts. `client`: a trusted server draws clients by secret coins, clips their
+updates and noises the sum. `distributed`: see `fedvlm.federation.distributed`. Each
+way a round is paid for before a message is sent.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedvlm.config import SimulationConfig
+from fedvlm.errors import IntegrityError
+from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
+from fedvlm.federation.subset import Subset
+from fedvlm.federation.task import Task
+from fedvlm.privacy import Ledger, plan, poisson_sample
+from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
+from fedvlm.privacy.losses import BankContrastive
+
+
+def one_reply(vector: NDArray[np.float32]) -> Message:
+    """Return a reply that carries an adapter, for a strategy that is to see nothing else."""
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(vector)}),
+            "metrics": MetricRecord({"num-examples": 1}),
+        }
+    )
+    return Message(content, dst_node_id=0, message_type="train")
+
+
+class PrivateStrategy(Strategy):
+    """Wraps the strategy that aggregates into one that pays for a round before it starts.
+
+    Args:
+        inner: The strategy that turns a mean into the next adapter.
+        config: The federation's configuration.
+    """
+
+    unit = "client"
+
+    def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
+        self.inner = inner
+        self.config = config
+
+    def entry(self) -> dict[str, Any]:
+        """Return what to add to a round's entry."""
+        return {"epsilon": self.spent()}
+
+    @abstractmethod
+    def spent(self) -> float:
+        """Return ε so far: of the run, or of the client that spent most."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result."""
+        return {
+            "unit": self.unit,
+            "epsilon": self.spent(),
+            "delta": self.config.delta,
+            "simulated_noise": self.config.simulated_noise,
+            "clip_norm": self.config.clip_norm,
+        }
+
+    def state(self) -> dict[str, NDArray]:
+        """Return what a checkpoint must keep."""
+        return {"privacy": np.array(self._to_json())}
+
+    def restore(self, state: dict[str, NDArray]) -> None:
+        """Go on from what a checkpoint kept.
+
+        Raises:
+            IntegrityError: The checkpoint has no ledger.
+        """
+        if "privacy" not in state:
+            raise IntegrityError("the checkpoint has no privacy ledger; start in another folder")
+        self._from_json(str(state["privacy"]))
+
+    @abstractmethod
+    def _to_json(self) -> str:
+        """Write what must be kept between rounds."""
+
+    @abstractmethod
+    def _from_json(self, text: str) -> None:
+        """Read what `_to_json` wrote."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy choose what to send."""
+        return self.inner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy aggregate."""
+        return self.inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: a client's score would be a release of its own."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return None: no client evaluates."""
+        return None
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+
+class ExampleLevelStrategy(PrivateStrategy):
+    """Keeps the ledgers of clients that train with DP-SGD, one each.
+
+    Args:
+        inner: The strategy that aggregates.
+        config: The federation's configuration.
+        pairs: Pairs of all clients together, a public fact here.
+    """
+
+    unit = "example"
+
+    def __init__(self, inner: Strategy, config: SimulationConfig, pairs: int) -> None:
+        super().__init__(inner, config)
+        self._settings = example_settings(config, pairs)
+        self._mechanism = self._settings.mechanism(BankContrastive)
+        self._ledgers: dict[int, Ledger] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Charge each client that is asked, then send.
+
+        Raises:
+            BudgetExceeded: A client's budget doesn't hold the round; no message was sent.
+        """
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            node = message.metadata.dst_node_id
+            fresh = Ledger("example", self.config.epsilon, self.config.delta)
+            self._ledgers.setdefault(node, fresh).spend(self._mechanism, self._settings.steps)
+        return messages
+
+    def spent(self) -> float:
+        """Return ε of the client that spent most."""
+        return max((ledger.spent.value for ledger in self._ledgers.values()), default=0.0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result, ε also by client."""
+        spent = {str(node): ledger.spent.value for node, ledger in sorted(self._ledgers.items())}
+        return super().describe() | {
+            "noise_multiplier": self._settings.noise_multiplier,
+            "sample_rate": self._settings.sample_rate,
+            "steps_per_round": self._settings.steps,
+            "epsilon_by_client": spent,
+        }
+
+    def _to_json(self) -> str:
+        return json.dumps({node: ledger.to_json() for node, ledger in self._ledgers.items()})
+
+    def _from_json(self, text: str) -> None:
+        self._ledgers = {int(k): Ledger.from_json(v) for k, v in json.loads(text).items()}
+
+
+class ClientLevelStrategy(PrivateStrategy):
+    """Draws clients by secret coins, clips their updates, and hands on the noised mean alone.
+
+    Args:
+        inner: The strategy that turns the mean into the next adapter; it sees one reply.
+        config: The federation's configuration.
+
+    Guarantees:
+        Client-level DP, as the ledger says, of everything that leaves the server: the adapters
+        and what a round reports. Not against the server itself, which sees the updates.
+    """
+
+    def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
+        super().__init__(inner, config)
+        planned = plan(
+            delta=config.delta,
+            sample_rate=config.fraction,
+            steps=config.rounds,
+            target_epsilon=config.epsilon,
+        )
+        z, expected = planned.noise_multiplier, config.fraction * config.clients
+        # σ_b = n/20 as in Andrew et al. (2021), but never so small that the bits cost more
+        # than a quarter of the round.
+        adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.adaptive else None
+        self._expected = expected
+        self._mechanism = ClientMechanism(config.clip_norm, z, config.fraction, adaptive)
+        self._ledger = Ledger("client", config.epsilon, config.delta)
+        self._global = np.empty(0, dtype=np.float32)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Pay for the round, draw its clients, and send.
+
+        Raises:
+            BudgetExceeded: The budget doesn't hold the round; no message was sent.
+        """
+        self._ledger.spend(self._mechanism)
+        self._global = arrays[VECTOR].numpy()
+        nodes = np.array(sorted(grid.get_node_ids()))
+        coins = noise_source(self.config, "coins", server_round)
+        drawn = nodes[poisson_sample(len(nodes), self._mechanism.sample_rate, coins)].tolist()
+        # The inner strategy waits for a client where there is none: show it one, send nothing.
+        shown = Subset(grid, drawn or nodes[:1].tolist())
+        messages = list(self.inner.configure_train(server_round, arrays, config, shown))
+        return messages if drawn else []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Release the round's noised mean; nothing else of the replies goes further."""
+        updates = []
+        for reply in replies:
+            if reply.has_error():
+                continue
+            vector = reply.content.array_records["arrays"][VECTOR].numpy()
+            # A vector of another shape counts as no update, as a NaN does: no client can stop
+            # the round, or make its presence known by an error.
+            fits = vector.shape == self._global.shape
+            updates.append(vector - self._global if fits else np.zeros_like(self._global))
+        released = release_round(
+            self._mechanism,
+            updates,
+            [1.0] * len(updates),
+            self._global.size,
+            self._expected,
+            noise_source(self.config, "client", server_round),
+        )
+        self._mechanism = ClientMechanism(
+            released.next_clip_norm,
+            self._mechanism.noise_multiplier,
+            self._mechanism.sample_rate,
+            self._mechanism.adaptive,
+        )
+        vector = (self._global + released.mean).astype(np.float32)
+        arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
+        return arrays, MetricRecord()
+
+    @property
+    def clip_norm(self) -> float:
+        """C of the next round."""
+        return self._mechanism.clip_norm
+
+    def spent(self) -> float:
+        """Return ε of the run so far."""
+        return self._ledger.spent.value
+
+    def entry(self) -> dict[str, Any]:
+        """Return ε so far and the next round's clip norm."""
+        return super().entry() | {"next_clip_norm": self.clip_norm}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result."""
+        return super().describe() | {
+            "noise_multiplier": self._mechanism.noise_multiplier,
+            "update_noise_multiplier": self._mechanism.updates.noise_multiplier,
+            "sample_rate": self._mechanism.sample_rate,
+            "expected_clients": self._expected,
+            "final_clip_norm": self.clip_norm,
+        }
+
+    def _to_json(self) -> str:
+        return json.dumps({"ledger": self._ledger.to_json(), "clip_norm": self.clip_norm})
+
+    def _from_json(self, text: str) -> None:
+        data = json.loads(text)
+        self._ledger = Ledger.from_json(data["ledger"])
+        self._mechanism = ClientMechanism(
+            float(data["clip_norm"]),
+            self._mechanism.noise_multiplier,
+            self._mechanism.sample_rate,
+            self._mechanism.adaptive,
+        )
+
+
+def private_strategy(inner: Strategy, task: Task) -> PrivateStrategy | None:
+    """Wrap a strategy in the DP that the configuration asks for; None where it asks for none.
+
+    Raises:
+        ConfigError: No noise reaches the wished-for ε.
+    """
+    if task.config.dp == "example":
+        return ExampleLevelStrategy(inner, task.config, all_pairs(task))
+    if task.config.dp == "client":
+        return ClientLevelStrategy(inner, task.config)
+    if task.config.dp == "distributed":
+        from fedvlm.federation.distributed import DistributedStrategy
+
+        return DistributedStrategy(inner, task.config, task.view.size)
+    return None

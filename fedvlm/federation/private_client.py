@@ -1,0 +1,180 @@
+"""What a client does under example-level DP, and the plan that client and server share."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedvlm.config import SimulationConfig
+from fedvlm.federation.task import Task
+from fedvlm.privacy import (
+    Ledger,
+    NoiseSource,
+    SecureNoise,
+    SimulatedNoise,
+    noise_multiplier_for,
+    plan,
+)
+from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
+from fedvlm.privacy.losses import (
+    BankContrastive,
+    Batch,
+    GroupedInfoNCE,
+    PrivateLoss,
+    bank,
+    examples,
+    group_batch,
+)
+from fedvlm.privacy.skellam import SkellamMechanism, plan_skellam
+from fedvlm.seeds import ExperimentSeed
+
+_BANK = 256
+_PLACES = 8
+_LEDGER = "privacy-ledger"
+
+
+def noise_source(config: SimulationConfig, *purpose: str | int) -> NoiseSource:
+    """Return the OS's entropy, or the experiment's seed where the configuration says so."""
+    if config.simulated_noise:
+        return SimulatedNoise(ExperimentSeed(config.seed), *purpose)
+    return SecureNoise()
+
+
+@lru_cache(maxsize=16)
+def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
+    """Plan DP-SGD for every client alike, from public facts.
+
+    The sampling rate is that of a client of average size, so that ε doesn't depend on how many
+    pairs a client holds, and neither does the number that its sums are divided by.
+
+    Args:
+        config: The federation's configuration.
+        pairs: Pairs of all clients together.
+
+    Returns:
+        Settings whose `steps` are those of one round; noise is solved for all rounds.
+    """
+    average = max(1, pairs // config.clients)
+    rate = min(1.0, config.batch_size / average)
+    steps = config.local_epochs * max(1, round(1 / rate))
+    planned = plan(
+        delta=config.delta,
+        sample_rate=rate,
+        steps=steps * config.rounds,
+        target_epsilon=config.epsilon,
+    )
+    return DPSGDSettings(
+        clip_norm=config.clip_norm,
+        noise_multiplier=planned.noise_multiplier,
+        sample_rate=rate,
+        steps=steps,
+        expected_batch=rate * average,
+        learning_rate=config.learning_rate,
+        physical_batch=32,
+    )
+
+
+@lru_cache(maxsize=4)
+def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechanism:
+    """Plan distributed DP from public facts: noise for the fewest clients that may be summed.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter.
+
+    Raises:
+        ConfigError: No lane of secure aggregation is wide enough.
+    """
+    from secure.aggregation import Policy, integer_plan
+
+    members = max(2, round(config.fraction * config.clients))
+    floor = Policy(integer_plan(members, 1))
+    least = floor.sharing(members).quorum - floor.corrupt_members(members)
+
+    def make(z: float) -> SkellamMechanism:
+        return plan_skellam(config.clip_norm, z, size, least, members)
+
+    z = noise_multiplier_for(lambda z: make(z).event(), config.rounds, config.epsilon, config.delta)
+    return make(z)
+
+
+def rotation_seed(config: SimulationConfig, server_round: int) -> int:
+    """Return the public seed of a round's rotation."""
+    return ExperimentSeed(config.seed).number("rotation", server_round)
+
+
+def encode_update(
+    task: Task, before: NDArray[np.float32], client: int, server_round: int
+) -> NDArray[np.float64]:
+    """Return what a client sends under distributed DP: noised integers, as float64.
+
+    Args:
+        task: Model and adapter, after training.
+        before: Shape (P,): the adapter that the round started from.
+        client: Number of the client.
+        server_round: Round, from 1.
+    """
+    mechanism = distributed_mechanism(task.config, task.view.size)
+    noise = noise_source(task.config, "distributed", client, server_round)
+    update = task.view.read() - before
+    seed = rotation_seed(task.config, server_round)
+    return mechanism.encode(update, seed, noise).astype(np.float64)
+
+
+def all_pairs(task: Task) -> int:
+    """Return the number of pairs of all clients together, a public fact here."""
+    return sum(len(part) for part in task.splits.clients)
+
+
+def _loss(
+    task: Task, own: NDArray[np.int64], settings: DPSGDSettings
+) -> tuple[PrivateLoss, Callable[[NDArray[np.int64]], Batch]]:
+    """Choose a loss: a bank where the data has public pairs, else InfoNCE in fixed groups."""
+    public = task.splits.public
+    if len(public):
+        chosen = np.sort(task.seed.numpy("bank").permutation(public)[:_BANK])
+        loss = bank(task.model.vlm, task.pairs, chosen)
+        return loss, lambda rows: examples(task.pairs, own[rows])
+    groups = max(1, round(settings.expected_batch / (_PLACES / 2)))
+    return GroupedInfoNCE(), lambda rows: group_batch(
+        task.pairs, own[rows], groups, _PLACES, task.seed
+    )
+
+
+def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict) -> None:
+    """Train the adapter in place as a client does in a round under example-level DP.
+
+    Args:
+        task: Model, adapter and data.
+        client: Number of the client.
+        server_round: Round, from 1.
+        state: The client's own state, which keeps its ledger between rounds.
+
+    Raises:
+        BudgetExceeded: The client's budget doesn't hold the round; nothing was trained.
+    """
+    config = task.config
+    settings = example_settings(config, all_pairs(task))
+    if _LEDGER in state:
+        ledger = Ledger.from_json(str(state.config_records[_LEDGER]["json"]))
+    else:
+        ledger = Ledger("example", config.epsilon, config.delta)
+        if server_round > 1:
+            # A client that lost its state takes it that it was asked in every round before.
+            mechanism = settings.mechanism(BankContrastive)
+            ledger.spend(mechanism, settings.steps * (server_round - 1))
+    own = task.splits.clients[client]
+    loss, make_batch = _loss(task, own, settings)
+    train_privately(
+        task.model.vlm,
+        task.view,
+        make_batch,
+        len(own),
+        loss,
+        settings,
+        noise_source(config, "example", client, server_round),
+        ledger,
+    )
+    state[_LEDGER] = ConfigRecord({"json": ledger.to_json()})

@@ -1,0 +1,306 @@
+"""Example-level DP-SGD on adapters (Abadi et al. 2016), with Poisson batches.
+
+Per-example gradients come from `torch.func.vmap(grad)`, chunk by chunk. Where every trained
+parameter belongs to a linear layer and every row to one example, the norms are read off the
+layers' inputs and output gradients instead, and only the clipped sum is formed: the same sum
+without any per-example gradient (Bu et al. 2023, "book-keeping").
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils import _pytree as pytree
+
+from fedvlm.adapters.flat import FlatView
+from fedvlm.errors import ConfigError
+from fedvlm.models.vlm import VLM
+from fedvlm.privacy.ledger import Ledger
+from fedvlm.privacy.losses import Batch, PrivateLoss
+from fedvlm.privacy.mechanisms import GaussianMechanism
+from fedvlm.privacy.noise import NoiseSource, poisson_sample
+
+
+@contextmanager
+def _plain_attention(vlm: VLM) -> Iterator[None]:
+    """Use attention that vmap has a rule for; the fused kernel would run example by example."""
+    backbone: Any = vlm.backbone
+    model = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class _Losses(nn.Module):
+    """A model with a loss, as one module that `functional_call` can take."""
+
+    def __init__(self, vlm: VLM, loss: PrivateLoss) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self.vlm, batch)
+
+
+def _without_causal_mask(vlm: VLM, batch: Batch) -> Batch:
+    """Drop CLIP's padding mask: building it branches on values, which vmap can't.
+
+    CLIP's text tower is causal, padded on the right and read at the end token, so what is padded
+    can't reach what is read.
+    """
+    config: Any = vlm.backbone.config
+    if config.model_type != "clip" or "text" not in batch:
+        return batch
+    text = {key: value for key, value in batch["text"].items() if key != "attention_mask"}
+    return {**batch, "text": text}
+
+
+def _coefficients(norms: Tensor, clip_norm: float) -> Tensor:
+    """Return min(1, C/norm) for each unit, and 0 for a unit whose gradient is not finite."""
+    factor = (clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factor, torch.zeros_like(factor))
+
+
+def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str, Tensor]:
+    """Return each unit's gradient, by parameter name: shape (B, …)."""
+    module = _Losses(vlm, loss)
+    trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    fixed |= dict(module.named_buffers())
+
+    def one(parameters: dict[str, Tensor], unit: Batch) -> Tensor:
+        alone = pytree.tree_map(lambda value: value[None], unit)
+        return functional_call(module, {**parameters, **fixed}, (alone,))[0]
+
+    with _plain_attention(vlm):
+        found = vmap(grad(one), in_dims=(None, 0))(trained, _without_causal_mask(vlm, batch))
+    return {name.removeprefix("vlm."): value for name, value in found.items()}
+
+
+def _sum_by_vmap(
+    vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float
+) -> dict[Tensor, Tensor]:
+    gradients = per_example_gradients(vlm, loss, batch)
+    flat = [value.flatten(1) for value in gradients.values()]
+    norms = torch.stack([value.norm(dim=1) for value in flat]).norm(dim=0)
+    factor = _coefficients(norms, clip_norm)
+    named = dict(vlm.named_parameters())
+    # NaN · 0 is NaN: a unit that is not finite is taken out before the sum.
+    return {
+        named[name]: torch.einsum("b,b...->...", factor, torch.nan_to_num(value, 0.0, 0.0, 0.0))
+        for name, value in gradients.items()
+    }
+
+
+def _linear_layers(vlm: VLM) -> list[nn.Linear] | None:
+    """Return the linear layers that hold all trained parameters, or None where others do."""
+    layers = [
+        module
+        for module in vlm.modules()
+        if type(module) is nn.Linear and any(p.requires_grad for p in module.parameters())
+    ]
+    held = {id(p) for layer in layers for p in layer.parameters()}
+    alone = all(id(p) in held for p in vlm.parameters() if p.requires_grad)
+    return layers if alone else None
+
+
+def _squared_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Return ‖Σ_t g_t x_tᵀ‖² for each unit, in whichever of two ways is less work."""
+    places = inputs.shape[1]
+    if places * (inputs.shape[2] + outputs.shape[2]) < inputs.shape[2] * outputs.shape[2]:
+        by_input = inputs @ inputs.transpose(1, 2)
+        by_output = outputs @ outputs.transpose(1, 2)
+        # Exact arithmetic can't go below zero; rounding can.
+        return (by_input * by_output).sum(dim=(1, 2)).clamp(min=0)
+    return (outputs.transpose(1, 2) @ inputs).square().sum(dim=(1, 2))
+
+
+def _sum_by_layers(
+    vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float, layers: list[nn.Linear]
+) -> dict[Tensor, Tensor]:
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((module, inputs[0].detach(), output))  # pyright: ignore[reportArgumentType]
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        losses = loss(vlm, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    count = len(losses)
+    outputs = [output for _, _, output in calls]
+    found = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    seen: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
+    for (layer, inputs, _), outgoing in zip(calls, found, strict=True):
+        if outgoing is None:
+            continue
+        if len(inputs) != count:
+            raise ConfigError(
+                f"a trained layer was called with {len(inputs)} rows for {count} examples; "
+                "this loss is not row by row"
+            )
+        pair = (inputs.reshape(count, -1, inputs.shape[-1]), outgoing.detach())
+        seen.setdefault(layer, []).append((pair[0], pair[1].reshape(count, -1, outgoing.shape[-1])))
+    merged = {
+        layer: tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if len(parts) > 1
+        else parts[0]
+        for layer, parts in seen.items()
+    }
+    squares = torch.zeros(count)
+    for layer, (inputs, outgoing) in merged.items():
+        if layer.weight.requires_grad:
+            squares += _squared_norms(inputs, outgoing)
+        if layer.bias is not None and layer.bias.requires_grad:
+            squares += outgoing.sum(dim=1).square().sum(dim=1)
+    norms = squares.sqrt()
+    factor = _coefficients(norms, clip_norm)
+    # NaN · 0 is NaN: where a unit is not finite, it is taken out before the sum.
+    broken = not bool(torch.isfinite(norms).all())
+    sums: dict[Tensor, Tensor] = {}
+    for layer, (inputs, outgoing) in merged.items():
+        if broken:
+            inputs, outgoing = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (inputs, outgoing))
+        scaled = outgoing * factor[:, None, None]
+        if layer.weight.requires_grad:
+            sums[layer.weight] = scaled.flatten(0, 1).T @ inputs.flatten(0, 1)
+        if layer.bias is not None and layer.bias.requires_grad:
+            sums[layer.bias] = scaled.sum(dim=(0, 1))
+    return sums
+
+
+def clipped_gradient_sum(
+    vlm: VLM,
+    view: FlatView,
+    loss: PrivateLoss,
+    batch: Batch,
+    clip_norm: float,
+    physical_batch: int = 32,
+) -> NDArray[np.float64]:
+    """Sum the units' gradients, each clipped to a norm.
+
+    Args:
+        vlm: A model with an adapter.
+        view: Its trainable parameters.
+        loss: A loss per unit.
+        batch: Inputs, one row a unit; may be empty.
+        clip_norm: C, positive.
+        physical_batch: Most units in memory at a time; does not change the sum.
+
+    Returns:
+        Shape (P,), float64, in the view's order.
+
+    Guarantees:
+        Adding or removing one example moves the sum by at most `loss.factor * clip_norm` (to a
+        relative 10^-5, the rounding of float32). A unit whose gradient is not finite counts as
+        zero.
+
+    Raises:
+        ConfigError: The loss says that it is row by row, and is not.
+    """
+    units = len(pytree.tree_leaves(batch)[0])
+    total = np.zeros(view.size)
+    layers = _linear_layers(vlm) if loss.rowwise else None
+    for start in range(0, units, physical_batch):
+        end = min(start + physical_batch, units)
+        part = pytree.tree_map(lambda value, a=start, b=end: value[a:b], dict(batch))
+        if layers is not None:
+            sums = _sum_by_layers(vlm, loss, part, clip_norm, layers)
+        else:
+            sums = _sum_by_vmap(vlm, loss, part, clip_norm)
+        # A parameter that no example used has no entry: its gradient is zero.
+        pieces = [
+            sums[p].reshape(-1) if p in sums else torch.zeros(p.numel()) for p in view.parameters
+        ]
+        total += torch.cat(pieces).double().numpy()
+    return total
+
+
+@dataclass(frozen=True)
+class DPSGDSettings:
+    """How an adapter is trained under example-level DP.
+
+    Attributes:
+        clip_norm: C of a unit's gradient.
+        noise_multiplier: Noise over the sensitivity.
+        sample_rate: Chance of each example to be in a step.
+        steps: Number of steps.
+        expected_batch: Public n that a step's sum is divided by.
+        learning_rate: Adam's.
+        physical_batch: Most units in memory at a time.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    expected_batch: float
+    learning_rate: float
+    physical_batch: int = 32
+
+    def mechanism(self, loss: PrivateLoss | type[PrivateLoss]) -> GaussianMechanism:
+        """Return what one step under a loss releases."""
+        return GaussianMechanism(
+            loss.factor * self.clip_norm, self.noise_multiplier, self.sample_rate
+        )
+
+
+def train_privately(
+    vlm: VLM,
+    view: FlatView,
+    make_batch: Callable[[NDArray[np.int64]], Batch],
+    count: int,
+    loss: PrivateLoss,
+    settings: DPSGDSettings,
+    noise: NoiseSource,
+    ledger: Ledger,
+) -> None:
+    """Train an adapter in place with DP-SGD.
+
+    Args:
+        vlm: A model with an adapter.
+        view: Its trainable parameters.
+        make_batch: Inputs of examples by their numbers in [0, count).
+        count: Examples that there are.
+        loss: A loss per unit.
+        settings: Clip, noise, sampling, steps.
+        noise: Source of noise and of sampling coins.
+        ledger: Pays for all steps before the first is taken.
+
+    Guarantees:
+        The trained adapter is example-level DP as the ledger says, against whoever sees it. Adam
+        works on noised gradients only. Steps without an example are taken like all others.
+
+    Raises:
+        BudgetExceeded: The steps don't fit the budget; nothing was trained.
+    """
+    mechanism = settings.mechanism(loss)
+    ledger.spend(mechanism, settings.steps)
+    parameters = view.parameters
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    vlm.eval()
+    for _ in range(settings.steps):
+        chosen = poisson_sample(count, settings.sample_rate, noise)
+        total = np.zeros(view.size)
+        if len(chosen):
+            total = clipped_gradient_sum(
+                vlm, view, loss, make_batch(chosen), settings.clip_norm, settings.physical_batch
+            )
+        released = mechanism.release(total, noise) / settings.expected_batch
+        pieces = torch.from_numpy(released).float().split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,216 @@
+"""Losses that differential privacy can be had for, each with the sensitivity that it costs.
+
+DP-SGD clips the gradient of one unit's loss. That bounds what one example does only if no other
+unit's loss depends on it, which CLIP's own loss violates.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedvlm.errors import ConfigError
+from fedvlm.models.vlm import VLM
+from fedvlm.seeds import ExperimentSeed
+from fedvlm.training.pairs import EncodedPairs
+
+Batch = Mapping[str, Any]
+
+
+class PrivateLoss(ABC):
+    """A loss per unit, none of which depends on another unit of the batch.
+
+    Attributes:
+        factor: How far one example moves the sum of clipped gradients, over the clip norm.
+        rowwise: Whether row i of every layer's input belongs to unit i alone, so that gradients
+            can be taken layer by layer; if not, each unit is differentiated by itself.
+    """
+
+    factor: float = 1.0
+    rowwise: bool = False
+
+    @abstractmethod
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the losses of a batch, shape (B,)."""
+
+
+class BankContrastive(PrivateLoss):
+    """Contrast each pair with a public bank of negatives, in both directions.
+
+    The bank is embedded beforehand and held fixed: no gradient flows through it, and a pair's
+    loss depends on that pair only. Sensitivity: one clip norm.
+
+    Args:
+        images: Shape (M, D), unit rows: embeddings of public images.
+        texts: Shape (M, D), unit rows: embeddings of public captions.
+    """
+
+    rowwise = True
+
+    def __init__(self, images: Tensor, texts: Tensor) -> None:
+        self._images = images.detach().clone()
+        self._texts = texts.detach().clone()
+
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the losses of a batch of `image` and `text`, shape (B,)."""
+        image, text = vlm.encode_image(batch["image"]), vlm.encode_text(batch["text"])
+        own = (image * text).sum(dim=-1, keepdim=True)
+        scale = vlm.logit_scale
+        by_image = F.log_softmax(scale * torch.cat([own, image @ self._texts.T], dim=1), dim=1)
+        by_text = F.log_softmax(scale * torch.cat([own, text @ self._images.T], dim=1), dim=1)
+        return -(by_image[:, 0] + by_text[:, 0]) / 2
+
+
+class ClassPrompts(PrivateLoss):
+    """Cross-entropy of an image over public class prompts, through both towers.
+
+    The prompts go through the trainable text tower once a *unit*, not once a batch: hooks on
+    layers would mix their K rows up with the B rows of the batch. Sensitivity: one clip norm.
+
+    Args:
+        prompts: Caption inputs of the K classes, shape (K, L).
+    """
+
+    def __init__(self, prompts: Mapping[str, Tensor]) -> None:
+        self._prompts = dict(prompts)
+
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the losses of a batch of `image` and `label`, shape (B,)."""
+        logits = vlm.encode_image(batch["image"]) @ vlm.encode_text(self._prompts).T
+        return F.cross_entropy(vlm.logit_scale * logits, batch["label"], reduction="none")
+
+
+class GroupedInfoNCE(PrivateLoss):
+    """InfoNCE within groups that are fixed in advance; the unit that is clipped is a group.
+
+    Adding or removing an example changes one group's gradient into another one, both within the
+    clip norm. Sensitivity: two clip norms. `group_batch` makes the batches.
+    """
+
+    factor = 2.0
+
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the losses of groups: `image` and `text` of (G, m, …), `mask` of (G, m)."""
+        mask = batch["mask"]
+        groups, places = mask.shape
+
+        def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: value.flatten(0, 1) for key, value in inputs.items()}
+
+        image = vlm.encode_image(rows(batch["image"])).view(groups, places, -1)
+        text = vlm.encode_text(rows(batch["text"])).view(groups, places, -1)
+        logits = vlm.logit_scale * image @ text.transpose(1, 2)
+        both = (mask[:, :, None] & mask[:, None, :]) | torch.eye(places, dtype=torch.bool)
+        logits = logits.masked_fill(~both, -1e9)
+        eye = torch.eye(places)
+        rowwise = -(F.log_softmax(logits, dim=2) * eye).sum(dim=2)
+        columns = -(F.log_softmax(logits, dim=1) * eye).sum(dim=1)
+        weight = mask.to(logits.dtype)
+        return ((rowwise + columns) / 2 * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def group_batch(
+    pairs: EncodedPairs,
+    indices: NDArray[np.int64],
+    groups: int,
+    places: int,
+    seed: ExperimentSeed,
+) -> dict[str, Any]:
+    """Deal sampled examples into groups by their own number alone.
+
+    An example's group depends on nothing but the example, so that no other group changes when it
+    comes or goes; one that finds its group full is left out.
+
+    Args:
+        pairs: The data set's inputs.
+        indices: Shape (n,), ascending, n >= 1: the sampled examples.
+        groups: Number of groups G.
+        places: Examples m that a group holds.
+        seed: Deals the groups; public.
+
+    Returns:
+        `image` and `text` of (G', m, …), `mask` of (G', m), over the G' groups with a member.
+    """
+    members: dict[int, list[int]] = {}
+    for index in indices.tolist():
+        group = members.setdefault(seed.number("group", index) % groups, [])
+        if len(group) < places:
+            group.append(index)
+    # A free place repeats a member of its own group, masked out of the loss: what is wrong with
+    # one example then stays in its group.
+    chosen = np.array([group + group[:1] * (places - len(group)) for group in members.values()])
+    mask = np.array([[place < len(group) for place in range(places)] for group in members.values()])
+    count = len(members)
+    flat = examples(pairs, chosen.reshape(-1))
+
+    def shaped(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: v.view(count, places, *v.shape[1:]) for key, v in inputs.items()}
+
+    return {
+        "image": shaped(flat["image"]),
+        "text": shaped(flat["text"]),
+        "mask": torch.from_numpy(mask),
+    }
+
+
+def examples(pairs: EncodedPairs, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the `image` and `text` inputs of some pairs, one row each."""
+    return {
+        "image": pairs.images(indices),
+        "text": pairs.captions(pairs.caption_of[indices]),
+    }
+
+
+def bank(vlm: VLM, pairs: EncodedPairs, public: NDArray[np.int64]) -> BankContrastive:
+    """Embed public pairs with the model as it is, and contrast with them.
+
+    Raises:
+        ConfigError: There is no public pair.
+    """
+    if not len(public):
+        raise ConfigError("example-level DP contrasts with public pairs, and the data has none")
+    images = vlm.embed(pairs.images(public), "image")
+    texts = vlm.embed(pairs.captions(pairs.caption_of[public]), "text")
+    return BankContrastive(images, texts)
+
+
+def refuse_infonce() -> NoReturn:
+    """Refuse CLIP's loss under DP, and say why.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        "InfoNCE is refused under DP: every example is a negative of every other, so replacing one "
+        "pair changes all the clipped gradients (65 clip norms were measured in a batch of 64, "
+        "where the noise is made for at most 2); use a public bank of negatives, class prompts or "
+        "grouped InfoNCE"
+    )
+
+
+def logit_dp_sensitivity(clip_norm: float, temperature: float, batch: int) -> float:
+    """Return what one pair moves a Logit-DP gradient (Kong et al. 2023, arXiv 2310.03104).
+
+    Δ = (B/τ)·[2/n + (2(n−1)/n)·e^(2/τ) / (e^(2/τ) + n − 1)] under removal with a fixed 1/n, where
+    the gradient of each similarity is clipped to B. The factor 1/τ is the chain rule's. At CLIP's
+    τ = 0.01 it is about 200·B: no benefit.
+
+    Args:
+        clip_norm: B.
+        temperature: τ, positive.
+        batch: n, at least 1.
+
+    Example:
+        >>> round(logit_dp_sensitivity(1.0, 0.01, 64))
+        200
+    """
+    if clip_norm <= 0 or temperature <= 0 or batch < 1:
+        raise ConfigError("Logit-DP needs clip_norm > 0, temperature > 0 and batch >= 1")
+    # e^(2/τ) / (e^(2/τ) + n − 1), written so that it can't overflow.
+    most = 1 / (1 + (batch - 1) * np.exp(-2 / temperature))
+    return float(clip_norm / temperature * (2 / batch + 2 * (batch - 1) / batch * most))

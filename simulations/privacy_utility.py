@@ -1,0 +1,180 @@
+"""What a given ε costs in retrieval: zero-shot, federated without DP, and DP at ε = 8, 3, 1.
+
+    python -m simulations.privacy_utility --out runs/privacy-utility
+
+Each run leaves one JSON file, and what is there is not run again: the curve can be made piecewise,
+and stopped at any time. The figure is drawn from the files alone.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from matplotlib.axes import Axes
+from scipy import stats
+
+from fedvlm.config import SimulationConfig, config_from
+from fedvlm.federation import simulate
+from fedvlm.files import write_text
+
+EPSILONS = (8.0, 3.0, 1.0)
+LEVELS = ("none", *(f"{epsilon:g}" for epsilon in EPSILONS))
+
+# Ten clients are far too few to hide a client among: the unit is the example. A is frozen, so that
+# noise enters the product B·A once and not squared.
+COMMON: dict[str, Any] = {
+    "adapter": "ffa-lora",
+    "rank": 8,
+    "rounds": 6,
+    "local_epochs": 2,
+    "batch_size": 128,
+    "references": False,
+    "workers": 1,
+}
+PRIVATE = {"dp": "example", "delta": 1e-3, "clip_norm": 1.0, "learning_rate": 2e-3}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the curve.
+
+    Attributes:
+        level: "none", or ε.
+        seed: The experiment's seed.
+        zero_shot: One-of-100 retrieval before training, a fraction.
+        federated: The same after the last round.
+        by_round: The same after every round.
+        privacy: The result's entry, or None.
+        parameters: Trained parameters d.
+        client_pairs: Pairs of each client.
+        seconds: Wall time of the rounds.
+    """
+
+    level: str
+    seed: int
+    zero_shot: float
+    federated: float
+    by_round: list[float]
+    privacy: dict[str, Any] | None
+    parameters: int
+    client_pairs: list[int]
+    seconds: float
+
+
+def configuration(level: str, seed: int) -> SimulationConfig:
+    """Return the federation of a level and a seed."""
+    settings = {**COMMON, "seed": seed}
+    if level != "none":
+        # The figure is an experiment, and repeatable: nothing of it is released to anyone.
+        settings |= {**PRIVATE, "epsilon": float(level), "simulated_noise": True}
+    return config_from(settings)
+
+
+def run_point(level: str, seed: int) -> Point:
+    """Run one federation of the curve."""
+    start = time.perf_counter()
+    result = simulate(configuration(level, seed))
+    scores = [entry["test_one_of_100"] for entry in result.rounds]
+    return Point(
+        level,
+        seed,
+        scores[0],
+        scores[-1],
+        scores,
+        result.privacy,
+        result.adapter["parameters"],
+        result.data["client_pairs"],
+        time.perf_counter() - start,
+    )
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval by Student's t; NaN ends for a single value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def load_points(out: Path) -> list[Point]:
+    """Read every point of a folder."""
+    return [
+        Point(**json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(out.glob("point-*.json"))
+    ]
+
+
+def table(points: list[Point]) -> str:
+    """Return the curve as a Markdown table, in percent."""
+    lines = ["| | one of 100, % | 95 % interval | seeds | σ / C |", "|---|---|---|---|---|"]
+    rows = [("zero-shot", [100 * p.zero_shot for p in points if p.level == "none"], "–")]
+    for level in LEVELS:
+        chosen = [p for p in points if p.level == level]
+        noise = [p.privacy["noise_multiplier"] for p in chosen if p.privacy is not None]
+        name = "federated, no DP" if level == "none" else f"federated, ε = {level}"
+        told = f"{np.mean(noise):.2f}" if noise else "–"
+        rows.append((name, [100 * p.federated for p in chosen], told))
+    for name, values, noise in rows:
+        if values:
+            mean, low, high = interval(values)
+            lines.append(
+                f"| {name} | {mean:.1f} | {low:.1f} – {high:.1f} | {len(values)} | {noise} |"
+            )
+    return "\n".join(lines)
+
+
+def plot(points: list[Point], ax: Axes) -> Axes:
+    """Draw retrieval over ε, with zero-shot as the floor."""
+    blue, orange = "#0072b2", "#d55e00"
+    floor = [100 * p.zero_shot for p in points if p.level == "none"]
+    if floor:
+        ax.axhline(float(np.mean(floor)), color=orange, linestyle="--", label="zero-shot")
+    for place, level in enumerate(LEVELS):
+        values = [100 * p.federated for p in points if p.level == level]
+        if not values:
+            continue
+        mean, low, high = interval(values)
+        if len(values) > 1:
+            ax.errorbar(place, mean, [[mean - low], [high - mean]], color=blue, capsize=4)
+        ax.plot([place] * len(values), values, ".", color=blue, alpha=0.4)
+        ax.plot(place, mean, "o", color=blue, label="federated" if place == 0 else None)
+    ax.set_xticks(range(len(LEVELS)), ["no DP", *(f"ε = {e:g}" for e in EPSILONS)])
+    ax.set_ylabel("caption is first among 100, %")
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="lower left")
+    return ax
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of the points and the figure")],
+    seeds: Annotated[int, typer.Option(help="seeds 0 … n − 1", min=1)] = 5,
+    level: Annotated[str, typer.Option(help=f"one of {', '.join(LEVELS)}; empty for all")] = "",
+) -> None:
+    """Run what is missing of the curve, and draw it."""
+    import matplotlib.pyplot as plt
+
+    if level and level not in LEVELS:
+        typer.echo(f"error: level must be one of {', '.join(LEVELS)}, got {level!r}", err=True)
+        raise typer.Exit(2)
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for each in [level] if level else LEVELS:
+            path = out / f"point-{each}-{seed}.json"
+            if not path.exists():
+                point = run_point(each, seed)
+                write_text(path, json.dumps(asdict(point), indent=2) + "\n")
+                typer.echo(f"seed {seed}, {each}: {point.federated:.3f}", err=True)
+    points = load_points(out)
+    print(table(points))
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    plot(points, ax)
+    figure.savefig(out / "privacy-utility.png", dpi=150)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,296 @@
+"""Per-example gradients against Opacus, plain loops and each other; sensitivity under attack."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedvlm.adapters import AdapterSpec, attach
+from fedvlm.errors import BudgetExceeded, ConfigError
+from fedvlm.models.vlm import VLM
+from fedvlm.privacy import Ledger, SecureNoise, SimulatedNoise
+from fedvlm.privacy import dpsgd as under_test
+from fedvlm.privacy.dpsgd import (
+    DPSGDSettings,
+    clipped_gradient_sum,
+    per_example_gradients,
+    train_privately,
+)
+from fedvlm.privacy.losses import (
+    BankContrastive,
+    ClassPrompts,
+    GroupedInfoNCE,
+    group_batch,
+    logit_dp_sensitivity,
+    refuse_infonce,
+)
+from fedvlm.seeds import ExperimentSeed
+from tests.fedvlm.conftest import tiny_backbone, tiny_inputs
+
+ROWS = 5
+
+
+def _model(kind="lora"):
+    vlm = VLM(tiny_backbone("clip"))
+    view = attach(vlm, AdapterSpec(kind, rank=2, tokens=2), ExperimentSeed(0))
+    vector = np.random.default_rng(0).normal(0, 0.1, view.size).astype(np.float32)
+    view.write(vector)  # LoRA's B starts at zero, where half of the gradients vanish
+    return vlm, view
+
+
+def _bank():
+    rng = torch.Generator().manual_seed(5)
+    return BankContrastive(
+        *(F.normalize(torch.randn(7, 16, generator=rng), dim=-1) for _ in range(2))
+    )
+
+
+def _pairs(rows=ROWS):
+    images, texts = tiny_inputs("clip", rows)
+    return {"image": images, "text": texts}
+
+
+def _prompts_and_labels(classes):
+    _, prompts = tiny_inputs("clip", classes)
+    images, _ = tiny_inputs("clip", ROWS)
+    return ClassPrompts(prompts), {"image": images, "label": torch.arange(ROWS) % classes}
+
+
+def _loop(vlm, view, loss, batch):
+    """Differentiate each unit by itself with ordinary autograd: the plainest oracle."""
+    rows = []
+    count = len(batch["label"]) if "label" in batch else len(batch["text"]["input_ids"])
+    for row in range(count):
+        one = torch.utils._pytree.tree_map(lambda v, r=row: v[r : r + 1], batch)
+        gradients = torch.autograd.grad(
+            loss(vlm, one)[0], view.parameters, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([g.reshape(-1) for g in gradients]).double().numpy())
+    return np.stack(rows)
+
+
+def _clipped(rows, clip_norm):
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows * np.minimum(1, clip_norm / norms)).sum(axis=0)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ffa-lora", "prompt", "feature"])
+def test_both_ways_agree_with_a_loop(kind, monkeypatch):
+    vlm, view = _model(kind)
+    loss, batch = _bank(), _pairs()
+    rows = _loop(vlm, view, loss, batch)
+    clip_norm = float(np.median(np.linalg.norm(rows, axis=1)))
+    expected = _clipped(rows, clip_norm)
+    scale = np.abs(expected).max()
+    got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=2)
+    assert np.abs(got - expected).max() < 1e-4 * scale
+    monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+    by_vmap = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=3)
+    assert np.abs(by_vmap - expected).max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("classes", [3, ROWS])
+def test_class_prompts_agree_with_a_loop_also_where_k_is_b(classes):
+    vlm, view = _model()
+    loss, batch = _prompts_and_labels(classes)
+    rows = _loop(vlm, view, loss, batch)
+    expected = _clipped(rows, 0.5)
+    got = clipped_gradient_sum(vlm, view, loss, batch, 0.5)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_opacus_agrees():
+    opacus = pytest.importorskip("opacus")
+    vlm, _ = _model()
+    loss, batch = _bank(), _pairs()
+    mine = per_example_gradients(vlm, loss, batch)
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vlm = vlm
+
+        def forward(self, pixels, ids, mask):
+            text = {"input_ids": ids, "attention_mask": mask}
+            return loss(self.vlm, {"image": {"pixel_values": pixels}, "text": text})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = opacus.GradSampleModule(Whole(), loss_reduction="sum")
+        wrapped.train()
+        text = batch["text"]
+        wrapped(
+            batch["image"]["pixel_values"], text["input_ids"], text["attention_mask"]
+        ).sum().backward()
+    checked = 0
+    for name, parameter in vlm.named_parameters():
+        if parameter.requires_grad:
+            theirs = parameter.grad_sample
+            scale = theirs.abs().max().item() + 1e-6
+            assert (mine[name] - theirs).abs().max().item() < 1e-3 * scale
+            checked += 1
+    assert checked == len(mine)
+
+
+def test_one_example_moves_the_sum_by_the_clip_norm_at_most():
+    vlm, view = _model()
+    for loss in (_bank(), _prompts_and_labels(3)[0]):
+        batch = _pairs() if isinstance(loss, BankContrastive) else _prompts_and_labels(3)[1]
+        for clip_norm in (1e-3, 0.3, 100.0):
+            full = clipped_gradient_sum(vlm, view, loss, batch, clip_norm)
+            for row in range(ROWS):
+                kept = [r for r in range(ROWS) if r != row]
+                fewer = torch.utils._pytree.tree_map(lambda v, k=kept: v[k], batch)
+                less = clipped_gradient_sum(vlm, view, loss, fewer, clip_norm)
+                assert np.linalg.norm(full - less) <= loss.factor * clip_norm * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("layers", [True, False])
+def test_a_poisoned_example_moves_no_more(value, layers, monkeypatch):
+    if not layers:
+        monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+    vlm, view = _model()
+    batch = _pairs()
+    clean = clipped_gradient_sum(
+        vlm, view, _bank(), torch.utils._pytree.tree_map(lambda v: v[1:], batch), 0.5
+    )
+    batch["image"]["pixel_values"] = batch["image"]["pixel_values"].clone()
+    batch["image"]["pixel_values"][0] = value
+    got = clipped_gradient_sum(vlm, view, _bank(), batch, 0.5)
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - clean) <= 0.5 * (1 + 1e-4)
+
+
+def test_a_group_costs_two_clip_norms_and_infonce_far_more():
+    vlm, view = _model()
+    images, texts = tiny_inputs("clip", 8)
+
+    def shaped(mask):
+        def deal(inputs):
+            return {k: v.view(2, 4, *v.shape[1:]) for k, v in inputs.items()}
+
+        return {"image": deal(images), "text": deal(texts), "mask": torch.tensor(mask)}
+
+    whole = [[True] * 4, [True] * 4]
+    fewer = [[True, True, True, False], [True] * 4]
+    loss, clip_norm = GroupedInfoNCE(), 1e-3
+    a = clipped_gradient_sum(vlm, view, loss, shaped(whole), clip_norm)
+    b = clipped_gradient_sum(vlm, view, loss, shaped(fewer), clip_norm)
+    moved = np.linalg.norm(a - b) / clip_norm
+    assert loss.factor == 2.0
+    assert 0 < moved <= 2.0 * (1 + 1e-4)
+    with pytest.raises(ConfigError, match="InfoNCE is refused"):
+        refuse_infonce()
+
+
+def test_groups_are_dealt_by_the_example_alone():
+    class Pairs:
+        caption_of = np.arange(100)
+
+        def images(self, rows):
+            return {"pixel_values": torch.from_numpy(rows)[:, None].float()}
+
+        def captions(self, rows):
+            return {"input_ids": torch.from_numpy(rows)[:, None]}
+
+    def members(indices):
+        batch = group_batch(Pairs(), np.array(indices), 5, 4, ExperimentSeed(0))
+        ids, mask = batch["text"]["input_ids"][:, :, 0], batch["mask"]
+        return {frozenset(ids[g][mask[g]].tolist()) for g in range(len(ids))}
+
+    everyone = list(range(0, 60, 4))
+    whole = members(everyone)
+    for gone in everyone:
+        fewer = members([i for i in everyone if i != gone])
+        assert len(whole - fewer) <= 1
+        assert len(fewer - whole) <= 1
+
+
+def test_plain_infonce_really_breaks_its_sensitivity():
+    # What refusing it prevents: one image that suits every caption turns all rows' gradients
+    # round at once, though each of them is clipped.
+    rows, clip_norm = 12, 1e-3
+    theta = torch.ones(rows + 1, requires_grad=True)
+    shared = torch.eye(rows + 1)[rows]
+    texts = torch.eye(rows + 1)[:rows] + shared
+    before = torch.eye(rows + 1)[:rows].clone()
+    after = before.clone()
+    after[0] = 5 * shared
+
+    def clipped_sum(images):
+        losses = F.cross_entropy(texts @ (theta * images).T, torch.arange(rows), reduction="none")
+        total = torch.zeros_like(theta)
+        for each in losses:
+            (g,) = torch.autograd.grad(each, theta, retain_graph=True)
+            total += g * min(1.0, clip_norm / g.norm().item())
+        return total
+
+    assert (clipped_sum(after) - clipped_sum(before)).norm().item() > 5 * clip_norm
+
+
+def test_logit_dp_formula():
+    # Removing pair n from mean-over-rows InfoNCE: the change of ∂L/∂Z, summed in absolute value,
+    # is never above the formula, and comes near it at its worst case.
+    tau, n = 0.5, 6
+    bound = logit_dp_sensitivity(1.0, tau, n)
+    worst = 0.0
+    rng = np.random.default_rng(0)
+
+    def coefficients(z):
+        p = np.exp(z / tau)
+        return (p / p.sum(axis=1, keepdims=True) - np.eye(len(z))) / (n * tau)
+
+    for trial in range(300):
+        z = rng.uniform(-1, 1, (n, n)) if trial else -np.ones((n, n))
+        if not trial:
+            z[:, -1] = 1.0
+        full, less = coefficients(z), np.zeros((n, n))
+        less[:-1, :-1] = coefficients(z[:-1, :-1])
+        worst = max(worst, np.abs(full - less).sum())
+    assert 0.8 * bound < worst <= bound * (1 + 1e-9)
+    assert logit_dp_sensitivity(1.0, 0.01, 64) == pytest.approx(200, rel=0.01)
+
+
+def _train(vlm, view, noise, ledger, steps=3, rate=0.5):
+    settings = DPSGDSettings(0.5, 2.0, rate, steps, rate * ROWS, 1e-2, physical_batch=2)
+    batch = _pairs()
+
+    def make(rows):
+        return torch.utils._pytree.tree_map(lambda v: v[torch.from_numpy(rows)], batch)
+
+    train_privately(vlm, view, make, ROWS, _bank(), settings, noise, ledger)
+
+
+def test_training_pays_first_and_then_moves():
+    vlm, view = _model()
+    before = view.read()
+    ledger = Ledger("example", 20.0, 1e-5)
+    _train(vlm, view, SecureNoise(), ledger)
+    assert ledger.releases == 3
+    assert not np.array_equal(before, view.read())
+    poor = Ledger("example", 0.1, 1e-5)
+    before = view.read()
+    with pytest.raises(BudgetExceeded):
+        _train(vlm, view, SecureNoise(), poor)
+    assert np.array_equal(before, view.read())
+    assert poor.releases == 0
+
+
+def test_empty_batches_are_steps_too():
+    # At a rate of 10^-9 no example is ever drawn: the adapter still moves, by noise alone.
+    vlm, view = _model()
+    before = view.read()
+    settings = DPSGDSettings(0.5, 1.0, 1e-9, 2, 1.0, 1e-2)
+    ledger = Ledger("example", 20.0, 1e-5)
+
+    def never(rows):
+        raise RuntimeError("no batch was expected")
+
+    noise = SimulatedNoise(ExperimentSeed(0), "empty")
+    train_privately(vlm, view, never, ROWS, _bank(), settings, noise, ledger)
+    assert not np.array_equal(before, view.read())
+    assert ledger.releases == 2
