@@ -40,8 +40,8 @@ def simulate(
 ) -> Result:
     """Federate an adapter over simulated clients, all in this process.
 
-    The clients are Flower `ClientApp`s that see only their own pairs and their messages; the
-    grid between them is this process. It is a simulation: everybody's data is on one machine.
+    Each client runs Flower's `ClientApp` and sees only its own pairs and its messages; the grid
+    between them is this process. It is a simulation: everybody's data is on one machine.
 
     Args:
         config: What to run; the defaults where None.
