@@ -16,7 +16,7 @@ _CHOICES = {
     "membership": ("all", "half"),
     "adapter": ("lora", "ffa-lora", "prompt", "feature"),
     "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
-    "protect": ("plain", "secagg", "secagg-active"),
+    "protect": ("plain", "secagg", "secagg-active", "he"),
     "dp": ("none", "example", "client", "distributed"),
 }
 
@@ -48,8 +48,9 @@ class SimulationConfig:
         server_learning_rate: The server's rate; ignored by fedavg.
         server_momentum: Momentum of fedavgm, in [0, 1).
         protect: How updates are summed: plain; secagg (the server sees the sum alone, if it
-            follows the protocol); secagg-active (also if it doesn't).
-        update_bound: Largest change of a parameter in a round under secure summing; a client
+            follows the protocol); secagg-active (also if it doesn't); he (sums under encryption:
+            the clients share one key and must not collude with the server).
+        update_bound: Largest change of a parameter in a round under secagg and he; a client
             whose update is beyond it refuses to send.
         dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
             distributed (clients noise integers that only secure aggregation sums).

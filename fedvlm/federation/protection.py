@@ -15,6 +15,8 @@ from fedvlm.federation.task import load_task
 
 # Keys of the run config that name places, and decide no result.
 PLACES = ("out", "identities")
+# File of the clients' common key in the folder that `identities` names.
+HE_KEY = "he.key"
 _QUANTISATION_ERROR = 1e-5
 _MAX_EXAMPLES = 1_000
 
@@ -78,6 +80,22 @@ def secure_policy(config: SimulationConfig):
     )
 
 
+def he_policy(config: SimulationConfig):
+    """Return the terms of summing under encryption for a configuration.
+
+    As under secure aggregation, `update_bound` holds for each of the P parameters, so that the
+    Euclidean norm of an update is at most `update_bound * sqrt(P)`.
+
+    Raises:
+        ConfigError: Fewer than three clients.
+    """
+    from secure.he.policy import HEPolicy
+
+    if config.clients < 3:
+        raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
+    return HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=_MAX_EXAMPLES)
+
+
 def protect_client(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
@@ -85,9 +103,14 @@ def protect_client(
     config = settings_of(context)
     if config.protect == "plain":
         return call_next(message, context)
+    place = str(context.run_config.get("identities", ""))
+    if config.protect == "he":
+        from secure.he.flower import he_mod
+
+        mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else None)
+        return mod(message, context, call_next)
     from secure.aggregation.flower import secagg_mod
 
-    place = str(context.run_config.get("identities", ""))
     mod = secagg_mod(secure_policy(config), Path(place) if place else None)
     return mod(message, context, call_next)
 
@@ -121,10 +144,12 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
 
     `plain` hides nothing from the server: it is the oracle that every other one must equal.
     `secagg` shows the server the sum alone as long as it follows the protocol, `secagg-active`
-    also when it doesn't.
+    also when it doesn't. Under `he` the server adds ciphertexts, and one client decrypts the sum.
     """
     if config.protect == "plain":
         return Protected(inner, config.protect, {"server_sees": "every client's adapter"})
+    if config.protect == "he":
+        return _encrypted(inner, config)
     from secure.aggregation.flower import SecAggStrategy
 
     policy = secure_policy(config)
@@ -146,4 +171,31 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
             "max_examples": policy.max_weight,
         },
         lambda: _report(strategy.history),
+    )
+
+
+def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
+    from secure.he.aggregation import LABEL
+    from secure.he.flower import HESumStrategy
+
+    policy = he_policy(config)
+    strategy = HESumStrategy(inner, policy)
+    params = policy.params
+    return Protected(
+        strategy,
+        config.protect,
+        {
+            "server_sees": "the weighted sum, noised by the client that decrypts it",
+            "trust": LABEL,
+            "lying_server": "can have a single client's update decrypted, and read it",
+            "mode": "semi-honest",
+            "update_bound": policy.bound,
+            "degree": params.poly_modulus_degree,
+            "modulus_bits": list(params.coeff_bits),
+            "scale_bits": params.scale_bits,
+            "bytes_per_parameter": policy.bytes_per_parameter,
+            "quorum": policy.quorum,
+            "max_examples": policy.max_weight,
+        },
+        lambda: _report(strategy.history) | {"noise_of_sum": strategy.noise},
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
+from fedvlm.federation.protection import HE_KEY, he_policy
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
 from fedvlm.federation.task import Progress, quiet
@@ -15,9 +16,19 @@ from fedvlm.federation.task import Progress, quiet
 
 @contextmanager
 def _identities(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
-    """Give every simulated node a signing key of its own, for this run only."""
+    """Give the simulated nodes their keys, for this run only: one each, or under HE one for all."""
     if config.protect == "plain":
         yield
+        return
+    if config.protect == "he":
+        from secure.he.policy import provision_key
+
+        with tempfile.TemporaryDirectory() as name:
+            key = Path(name) / HE_KEY
+            provision_key(key, he_policy(config))
+            for context in grid.contexts.values():
+                context.node_config["he-key"] = str(key)
+            yield
         return
     from secure.aggregation import provision
 

@@ -301,3 +301,44 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
 def test_secure_aggregation_needs_three_clients(small_run):
     with pytest.raises(ConfigError, match="at least 3 clients"):
         simulate(config_from(small_run | {"clients": 2, "protect": "secagg"}))
+
+
+def test_encrypted_sums_give_the_plain_adapter_within_the_noise(small_run, tmp_path):
+    settings = small_run | {"rounds": 1, "clients": 4, "transcript": True}
+    plain = simulate(config_from(settings), out=tmp_path / "plain")
+    result = simulate(config_from(settings | {"protect": "he"}), out=tmp_path / "he")
+    vectors = []
+    for name in ("plain", "he"):
+        with np.load(tmp_path / name / "checkpoint.npz") as archive:
+            vectors.append(archive["vector"])
+    entry = result.rounds[1]
+    # The noise is on a sum weighted by examples / 1,000; 8 standard deviations: 1e-15 an entry.
+    noise = entry["noise_of_sum"] * 1000 / sum(plain.data["client_pairs"])
+    assert 0 < np.abs(vectors[0] - vectors[1]).max() < 8 * noise + 1e-6
+    assert [trip["trip"] for trip in entry["trips"]] == ["encrypt", "decrypt"]
+    assert entry["clients"] == 4
+    parameters = result.adapter["parameters"]
+    # 7.5 bytes a parameter in whole ciphertexts of 4,096, and a reply in clear from one client.
+    ciphertexts = -(-(parameters + 4) // 4096) * 4096
+    due = 7.5 * ciphertexts + 8 * (parameters + 4) / 4
+    assert due < entry["upload_bytes_per_client"] < due + 2000 + ciphertexts // 32
+    assert entry["train_loss"] == pytest.approx(plain.rounds[1]["train_loss"], abs=1e-2)
+    assert "must not collude" in result.protection["parameters"]["trust"]
+    index = json.loads((tmp_path / "he" / "transcript" / "index.json").read_text())
+    assert "updates" not in index["seen_by"]
+    with np.load(tmp_path / "he" / "transcript" / "round-001.npz") as seen:
+        assert seen.files == ["global_adapter"]
+
+
+def test_an_update_beyond_the_bound_is_not_encrypted_either(small_run, tmp_path):
+    settings = small_run | {"rounds": 1, "protect": "he", "update_bound": 1e-6}
+    result = simulate(config_from(settings), out=tmp_path)
+    assert result.rounds[1]["clients"] == 0
+    assert "0 clients sent a vector" in result.rounds[1]["abandoned"]
+    with np.load(tmp_path / "checkpoint.npz") as archive:
+        assert np.array_equal(archive["vector"], load_task(config_from(settings)).initial)
+
+
+def test_encrypted_sums_need_three_clients(small_run):
+    with pytest.raises(ConfigError, match="at least 3 clients"):
+        simulate(config_from(small_run | {"clients": 2, "protect": "he"}))
