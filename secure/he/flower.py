@@ -16,213 +16,43 @@ and that no client helps, learns the noised sums. Masks (`secure.aggregation`) n
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._client import StageError
 from secure.aggregation._history import RoundRecord, TripRecord
-from secure.aggregation._payload import Aggregate, Layout, examples_and_metrics
-from secure.aggregation._refusals import REFUSALS, refusal
-from secure.aggregation._tensors import difference, flatten, is_float, restore
-from secure.aggregation.flower import (
-    Mod,
-    _exchange,
-    _only_arrays,
-    _refuse_single_updates,
-    _size,
-)
-from secure.errors import (
-    IntegrityError,
-    MissingExtraError,
-    ParameterError,
-    PeerError,
-    PolicyError,
-    SecureError,
+from secure.aggregation._payload import Aggregate, Layout
+from secure.aggregation._tensors import is_float, restore
+from secure.aggregation.flower import _exchange, _refuse_single_updates, _size
+from secure.errors import IntegrityError, MissingExtraError, ParameterError, PeerError, SecureError
+from secure.he._flower_client import he_mod
+from secure.he._flower_wire import (
+    DECRYPT,
+    ENCRYPT,
+    PAYLOAD,
+    RECORD,
+    payload_of,
+    record_of,
+    to_content,
 )
 from secure.he.aggregation import EncryptedSum
-from secure.he.ciphertext import Encrypted
-from secure.he.client import HEClient
 from secure.he.errors import LayoutError
-from secure.he.plans import SumPlan
-from secure.he.policy import HEPolicy, load_key
-from secure.he.wire import Envelope, Kind, require_same_key, require_same_parameters
+from secure.he.policy import HEPolicy
+from secure.he.wire import Envelope, Kind, require_same_key
 
 try:
-    from flwr.app import (
-        Array,
-        ArrayRecord,
-        ConfigRecord,
-        Context,
-        Error,
-        Message,
-        MetricRecord,
-        RecordDict,
-    )
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
     from flwr.serverapp import Grid
     from flwr.serverapp.strategy import Strategy
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
 
-RECORD = "he"
-PAYLOAD = "he-payload"
-ENCRYPT, DECRYPT = "encrypt", "decrypt"
-_ARRAY = "bytes"
+__all__ = ["DECRYPT", "ENCRYPT", "PAYLOAD", "RECORD", "HESumStrategy", "he_mod"]
 
 log = logging.getLogger("secure.he")
-
-
-def he_mod(
-    policy: HEPolicy, key: Path | str | None = None, weighted_by_key: str = "num-examples"
-) -> Mod:
-    """Make the mod that lets a ClientApp answer `train` messages with ciphertexts, and only so.
-
-    Args:
-        policy: The client's floor; it comes with the client's code, never from the server.
-        key: File that `provision_key` wrote; None takes the one that the node's configuration
-            names as `he-key`.
-        weighted_by_key: Metric that holds the number of examples.
-
-    Returns:
-        A mod for `ClientApp(mods=[...])`; it comes first.
-
-    Guarantees:
-        Of `train` nothing leaves the client but ciphertexts, names and shapes, and sums that
-        say they hold `policy.quorum` clients, noised: one in each round that this client sent
-        a vector in, and `policy.rounds` in all. Errors leave as fixed codes. `evaluate` is
-        refused. Against a server that lies the sums are no protection: see the module.
-
-    Example:
-        >>> from flwr.clientapp import ClientApp
-        >>> app = ClientApp(mods=[he_mod(HEPolicy(clients=10, bound=1.0, rounds=6))])
-    """
-
-    def mod(
-        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
-    ) -> Message:
-        kind = message.metadata.message_type.partition(".")[0]
-        if kind not in ("train", "evaluate"):
-            return call_next(message, context)
-        try:
-            if kind != "train":
-                raise PolicyError("evaluation is not carried under encryption")
-            content = _answer(policy, key, message, context, call_next, weighted_by_key)
-        # The text of an exception may hold data: it stays in this machine's log.
-        except Exception as error:
-            code = refusal(error)
-            log.error("refused a %s message (%s): %s", kind, code, error, exc_info=code == "client")
-            return Message(Error(REFUSALS[code], f"he: {code}"), reply_to=message)
-        return Message(content, reply_to=message)
-
-    return mod
-
-
-def _answer(
-    policy: HEPolicy,
-    key: Path | str | None,
-    message: Message,
-    context: Context,
-    call_next: Callable[[Message, Context], Message],
-    weighted_by_key: str,
-) -> RecordDict:
-    record = message.content.config_records.get(RECORD)
-    if record is None:
-        raise PolicyError("the server asks for a plain answer; this client gives encrypted ones")
-    trip, number = record.get("trip"), record.get("round")
-    if trip not in (ENCRYPT, DECRYPT) or type(number) is not int or number < 1:
-        raise IntegrityError("the server's message names no trip and round of the protocol")
-    place = key if key is not None else context.node_config.get("he-key")
-    if not isinstance(place, str | Path) or not str(place):
-        raise ParameterError("the node's configuration lacks he-key, the path of the clients' key")
-    client = load_key(place)
-    require_same_parameters(client.params.identity, policy.params.identity, "the clients' key")
-    if trip == DECRYPT:
-        return _decrypt(client, policy, number, message, context)
-    state = _State.of(context)
-    if number <= state.sent:
-        raise StageError(f"round {number} is over: this client answered round {state.sent}")
-    received = RecordDict({name: each for name, each in message.content.items() if name != RECORD})
-    message.content = received
-    reply = call_next(message, context)
-    if reply.has_error():
-        raise ParameterError("the app answered with an error of its own")
-    records = list(reply.content.metric_records.values())
-    if len(records) != 1:
-        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
-    weight, metrics = examples_and_metrics(records[0], weighted_by_key)
-    update = difference(
-        _only_arrays(reply.content, "a train reply"), _only_arrays(received, "a train message")
-    )
-    vector, shapes = flatten(update)
-    entries = policy.encode(vector, weight, metrics)
-    encrypted = client.encrypt(entries, SumPlan(policy.params, len(entries)))
-    replace(state, sent=number, parameters=len(vector), length=len(entries)).keep(context)
-    layout = Layout(shapes, tuple(sorted(metrics)))
-    return _content(ENCRYPT, number, encrypted.to_bytes(), layout.to_json())
-
-
-def _decrypt(
-    client: HEClient, policy: HEPolicy, number: int, message: Message, context: Context
-) -> RecordDict:
-    """Decrypt what says that it is the sum of this round, once, and noise it."""
-    state = _State.of(context)
-    if number != state.sent or number == state.answered:
-        raise StageError("a sum is decrypted once, in a round that this client takes part in")
-    if state.released >= policy.rounds:
-        raise PolicyError(f"this client has decrypted {state.released} sums, all it may")
-    encrypted = Encrypted.from_bytes(_payload(message.content), policy.params)
-    plan = SumPlan(policy.params, state.length)
-    if not encrypted.is_result or encrypted.plan.tag != plan.tag:
-        raise LayoutError("this is no sum of vectors like this client's own")
-    total = client.release(encrypted, policy.release(state.length))[0]
-    if not policy.quorum <= policy.count(total, state.parameters) <= policy.clients:
-        raise PolicyError("the sum says that it holds too few clients, or too many")
-    replace(state, answered=number, released=state.released + 1).keep(context)
-    return _content(DECRYPT, number, total.astype("<f8").tobytes())
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a client remembers between messages; no secret among it."""
-
-    sent: int = 0
-    answered: int = 0
-    released: int = 0
-    parameters: int = 0
-    length: int = 0
-
-    @classmethod
-    def of(cls, context: Context) -> "_State":
-        kept = context.state.config_records.get(RECORD)
-        return cls() if kept is None else cls(**dict(kept))  # pyright: ignore[reportArgumentType]
-
-    def keep(self, context: Context) -> None:
-        context.state.config_records[RECORD] = ConfigRecord(asdict(self))
-
-
-def _content(trip: str, number: int, payload: bytes = b"", layout: str = "") -> RecordDict:
-    record = ConfigRecord({"trip": trip, "round": number})
-    if layout:
-        record["layout"] = layout
-    content = RecordDict({RECORD: record})
-    if payload:
-        array = np.frombuffer(payload, dtype=np.uint8)
-        content[PAYLOAD] = ArrayRecord({_ARRAY: Array(array)})
-    return content
-
-
-def _payload(content: RecordDict) -> bytes:
-    try:
-        array = content.array_records[PAYLOAD][_ARRAY].numpy()
-    except (KeyError, ValueError, TypeError):
-        raise IntegrityError("the message holds no payload that can be read") from None
-    if array.dtype != np.uint8 or array.ndim != 1:
-        raise IntegrityError("a payload is a row of bytes")
-    return array.tobytes()
 
 
 @dataclass(frozen=True)
@@ -342,7 +172,7 @@ class HESumStrategy(Strategy):
             return []
         # A strategy that is started again counts from 1, but a client opens no round twice.
         self._spent = max(server_round, self._spent + 1)
-        asked = _content(ENCRYPT, self._spent)
+        asked = to_content(ENCRYPT, self._spent)
         requests = [
             Message(
                 RecordDict({**message.content, **asked}),
@@ -440,10 +270,10 @@ class HESumStrategy(Strategy):
         )
 
     def _vector(self, session: _Open, content: RecordDict) -> _Vector:
-        record = _record(content, ENCRYPT, session.number)
+        record = record_of(content, ENCRYPT, session.number)
         layout = Layout.from_json(str(record.get("layout")))
         self._require_layout(layout, session)
-        data = _payload(content)
+        data = payload_of(content)
         return _Vector(layout, Envelope.from_bytes(data, Kind.CIPHERTEXT).fingerprint, data)
 
     def _require_layout(self, layout: Layout, session: _Open) -> None:
@@ -465,7 +295,7 @@ class HESumStrategy(Strategy):
             if meta.dst_node_id not in session.summed or values is not None:
                 continue
             ask = Message(
-                _content(DECRYPT, session.number, payload),
+                to_content(DECRYPT, session.number, payload),
                 meta.dst_node_id,
                 meta.message_type,
                 group_id=meta.group_id,
@@ -476,8 +306,8 @@ class HESumStrategy(Strategy):
                 if reply.has_error():
                     session.refusals[node] = reply.error.reason or str(reply.error.code)
                     continue
-                _record(reply.content, DECRYPT, session.number)
-                data = _payload(reply.content)
+                record_of(reply.content, DECRYPT, session.number)
+                data = payload_of(reply.content)
                 if len(data) != 8 * total.plan.length:
                     raise IntegrityError("a decrypted sum has another length than its ciphertext")
                 values, answered = np.frombuffer(data, dtype="<f8"), 1
@@ -498,13 +328,3 @@ class HESumStrategy(Strategy):
             }
         )
         return Message(content, reply_to=session.requests[0])
-
-
-def _record(content: RecordDict, trip: str, number: int) -> ConfigRecord:
-    """Take exactly one protocol message, and nothing that came along with it."""
-    record = content.config_records.get(RECORD)
-    if set(content) != {RECORD, PAYLOAD} or record is None:
-        raise IntegrityError(f"an answer to {trip!r} holds the records {sorted(content)}")
-    if record.get("trip") != trip or record.get("round") != number:
-        raise IntegrityError(f"an answer to another trip or round came during {trip!r}")
-    return record
