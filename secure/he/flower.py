@@ -112,7 +112,8 @@ class HESumStrategy(Strategy):
     Attributes:
         strategy: The inner strategy.
         history: One `RoundRecord` a round, with the bytes and seconds of both trips.
-        noise: Standard deviation of the noise on an entry of the last weighted sum.
+        noise: Standard deviation of the noise on an entry of the last round's weighted sum, 0
+            if there was none.
 
     Args:
         strategy: As for `secure.aggregation.flower.SecAggStrategy`.
@@ -199,6 +200,7 @@ class HESumStrategy(Strategy):
         except SecureError as error:
             log.warning("round %d is abandoned: %s", session.number, error)
             self.history.append(session.record(0, str(error)))
+            self.noise = 0.0
             return None, None
         self.noise = self.policy.noise(total.plan.length)
         self.history.append(session.record(mean.clients, ""))
