@@ -289,6 +289,12 @@ def main() -> None:
             raise SystemExit(error.exit_code) from None
         if _state["debug"]:
             raise
+        from secure.errors import MissingExtraError, ParameterError, SecureError
+
+        if isinstance(error, SecureError):
+            _say(f"error: {error}")
+            wrong_use = isinstance(error, ParameterError | MissingExtraError)
+            raise SystemExit(2 if wrong_use else 3) from None
         _say(f"error: {type(error).__name__}: {error}; --debug shows where")
         raise SystemExit(1) from None
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -104,3 +104,30 @@ def test_data_info_names_licences():
     assert done.returncode == 0
     for needed in ("Apache-2.0", "CC-BY-SA-4.0", "MIT", "Google Inc", "Unicode"):
         assert needed in done.stdout
+
+
+def test_a_protocol_that_refuses_is_exit_code_3(monkeypatch, capsys):
+    import fedvlm.cli as cli
+    from secure.errors import IntegrityError, ParameterError
+
+    for error, code in ((IntegrityError("not signed"), 3), (ParameterError("too few"), 2)):
+
+        def fail(error=error, **_):
+            raise error
+
+        monkeypatch.setattr(cli, "app", fail)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+        assert capsys.readouterr().err.strip() == f"error: {error}"
+
+
+def test_a_budget_is_planned():
+    done = _run("privacy", "plan", "--steps", 20, "--delta", 1e-2, "--epsilon", 3, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["noise_multiplier"] == pytest.approx(3.69, abs=0.02)
+
+
+@pytest.mark.parametrize("command", ["audit", "privacy", "infer"])
+def test_every_command_has_help(command):
+    assert _run(command, "--help").returncode == 0
