@@ -137,7 +137,7 @@ def noise_multiplier_for(
     Example:
         >>> z = noise_multiplier_for(dp_accounting.GaussianDpEvent, 20, 3.0, 1e-2)
         >>> round(z, 2)
-        3.69
+        3.7
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0) or steps < 1:
         raise ConfigError(

@@ -20,6 +20,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, concepts: Tensor, scale: Ten
         A scalar: mean of the two directions, in nats.
 
     Example:
+        >>> import torch
         >>> eye = torch.eye(2)
         >>> loss = contrastive_loss(eye, eye, torch.arange(2), torch.tensor(1.0))
         >>> round(loss.item(), 4)
