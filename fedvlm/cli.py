@@ -110,16 +110,17 @@ def simulate(
         raise ConfigError("--resume needs --out, the folder of the run to go on with")
     if out is not None and (out / "result.json").exists() and not resume:
         _say(f"{out} holds an earlier result; it is replaced when this run ends")
-    from rich.console import Console
-
     from fedvlm.federation import simulate as run
-    from fedvlm.reporting import cost_line, save_plots, summary_table
 
     def on_round(entry: dict[str, Any]) -> None:
         _say(_round_line(entry, chosen.rounds))
 
     with _bars() as progress:
         result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
+    from rich.console import Console
+
+    from fedvlm.reporting import cost_line, save_plots, summary_table
+
     if out is not None:
         save_plots(result, out / "figures")
     if as_json:

@@ -8,7 +8,6 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.private_client import encode_update, train_with_dp
 from fedvlm.federation.protection import protect_client, settings_of
 from fedvlm.federation.task import load_task
 
@@ -44,8 +43,12 @@ def train(message: Message, context: Context) -> Message:
     # Under DP a loss, a count or a time would be a release of its own: none is sent.
     metrics: dict[str, int | float] = {"num-examples": 1}
     if task.config.dp == "example":
+        from fedvlm.federation.private_client import train_with_dp
+
         train_with_dp(task, client, number, context.state)
     elif task.config.dp == "distributed":
+        from fedvlm.federation.private_client import encode_update
+
         before = task.view.read()
         task.train(client, number)
         vector = encode_update(task, before, client, number)

@@ -15,7 +15,6 @@ from fedvlm.adapters import save_adapter
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from fedvlm.federation.client_app import VECTOR
-from fedvlm.federation.private import private_strategy
 from fedvlm.federation.protection import protected
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
@@ -42,7 +41,11 @@ def _federate(
     # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     logging.getLogger("flwr").setLevel(logging.ERROR)
     inner = inner_strategy(config)
-    private = private_strategy(inner, task)
+    private = None
+    if config.dp != "none":  # accounting takes a second to import: only where it is needed
+        from fedvlm.federation.private import private_strategy
+
+        private = private_strategy(inner, task)
     history: list[dict[str, Any]] = []
     vector = task.initial
     if resume and out is not None:
