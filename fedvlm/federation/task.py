@@ -1,7 +1,6 @@
 """What a party of the federation works on: model, adapter, data and splits."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +11,15 @@ from numpy.typing import NDArray
 from fedvlm.adapters import FlatView, attach
 from fedvlm.config import SimulationConfig
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
+from fedvlm.data.emoji import Progress, quiet
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
-
-Progress = Callable[[str, int, int], None]
 
 _lock = threading.Lock()
 _SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _local = threading.local()
-
-
-def quiet(task: str, done: int, total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True)
