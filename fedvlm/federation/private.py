@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
@@ -99,14 +99,16 @@ class ExampleLevelStrategy(PrivateStrategy):
     """Keeps the ledgers of clients that train with DP-SGD, one each.
 
     Args:
-        inner: The strategy that aggregates.
+        inner: The strategy that aggregates, by the replies' weighted mean alone: FedAvg and what
+            builds on it. So the replies may be summed by secure aggregation or under encryption.
         config: The federation's configuration.
         pairs: Pairs of all clients together, a public fact here.
     """
 
     unit = "example"
+    aggregates_mean_only = True
 
-    def __init__(self, inner: Strategy, config: SimulationConfig, pairs: int) -> None:
+    def __init__(self, inner: FedAvg, config: SimulationConfig, pairs: int) -> None:
         super().__init__(inner, config)
         self._settings = example_settings(config, pairs)
         self._mechanism = self._settings.mechanism(BankContrastive)
@@ -126,6 +128,12 @@ class ExampleLevelStrategy(PrivateStrategy):
             fresh = Ledger("example", self.config.epsilon, self.config.delta)
             self._ledgers.setdefault(node, fresh).spend(self._mechanism, self._settings.steps)
         return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy take the mean."""
+        return super().aggregate_train(server_round, replies)
 
     def spent(self) -> float:
         """Return ε of the client that spent most."""
@@ -263,7 +271,7 @@ class ClientLevelStrategy(PrivateStrategy):
         )
 
 
-def private_strategy(inner: Strategy, task: Task) -> PrivateStrategy | None:
+def private_strategy(inner: FedAvg, task: Task) -> PrivateStrategy | None:
     """Wrap a strategy in the DP that the configuration asks for; None where it asks for none.
 
     Raises:

@@ -44,7 +44,7 @@ class DenseProducts:
         """
         degree, sums, terms = self._weights.shape
         inputs = np.ascontiguousarray(ciphertexts.transpose(2, 0, 1))
-        shares = inputs * (1.0 / self._prime)
+        shares = inputs.astype(np.float64) * (1.0 / self._prime)
         out = np.empty((sums, 2, degree), dtype=np.uint64)
         rows = max(_CHUNK_WORDS // (sums * min(terms, _TERMS)), 1)
         for start in range(0, degree, rows):

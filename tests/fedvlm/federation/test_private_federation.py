@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from fedvlm.config import config_from
@@ -73,6 +74,30 @@ def test_example_level_and_its_resume(small_run, tmp_path):
     assert resumed.privacy == whole.privacy
     assert resumed.rounds[3]["epsilon"] == whole.rounds[3]["epsilon"]
     assert resumed.without_times() == whole.without_times()
+
+
+def test_example_level_under_encryption(small_run, tmp_path):
+    settings = {**small_run, **EXAMPLE, "simulated_noise": True, "rounds": 1}
+    plain = simulate(config_from(settings), out=tmp_path / "plain")
+    config = config_from(settings | {"protect": "he"})
+    encrypted = simulate(config, out=tmp_path / "he")
+    assert encrypted.privacy == plain.privacy
+    entry = encrypted.rounds[1]
+    assert entry["clients"] == config.clients
+    assert entry["train_loss"] is None
+    vectors = []
+    for name in ("plain", "he"):
+        with np.load(tmp_path / name / "checkpoint.npz") as archive:
+            vectors.append(archive["vector"])
+    # Every client weighs 1. Eight standard deviations of the noise: 1e-15 an entry.
+    noise = entry["noise_of_sum"] / config.clients
+    assert 0 < np.abs(vectors[0] - vectors[1]).max() < 8 * noise + 1e-6
+
+
+@pytest.mark.parametrize("dp", ["client", "distributed"])
+def test_noise_of_the_server_or_on_integers_is_not_summed_under_encryption(dp):
+    with pytest.raises(ConfigError, match="protect"):
+        config_from({"dp": dp, "protect": "he"})
 
 
 def test_the_plan_does_not_depend_on_a_clients_size(small_run):
