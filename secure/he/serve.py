@@ -242,9 +242,9 @@ def load_layer(
         return EncryptedLinear(loaded["weight"], loaded.get("bias"), params=params)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m secure.he.serve", description=__doc__)
+def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.he.serve") -> int:
+    """Run the command line, called by a name; return the exit code."""
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("weights", type=Path, help=".npy gallery, or .npz with weight and bias")
     parser.add_argument("--cert", type=Path, required=True, help="PEM certificate of the server")
     parser.add_argument("--key", type=Path, required=True, help="PEM key of the server")
