@@ -1,6 +1,6 @@
 """Runs a program on shares, and prepares the client's input: nothing here knows a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -118,9 +118,14 @@ class Executor:
             values[spec.name] = Share(value, spec.bits)
         return values
 
-    def run(self, values: Values) -> Share:
+    def run(
+        self,
+        values: Values,
+        progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+    ) -> Share:
         """Run every operation and return the share of the output."""
         values = dict(values)
+        total = len(self._program.operations)
         last_use = {}
         for at, op in enumerate(self._program.operations):
             last_use.update(dict.fromkeys(program.sources(op), at))
@@ -129,6 +134,7 @@ class Executor:
             for name in program.sources(op):
                 if last_use[name] == at and name != self._program.output:
                     values.pop(name, None)
+            progress("computing", at + 1, total)
         return values[self._program.output]
 
     def _apply(self, op: Operation, values: Values) -> Values:

@@ -1,9 +1,13 @@
 """A compiled model: its public program, its secret weights, and what can be said beforehand."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +16,16 @@ from secure.smpc import _cost, _leakage, _query
 from secure.smpc._builder import Builder, Value
 from secure.smpc._execute import Owner
 from secure.smpc._towers import trace
-from secure.smpc.errors import AccuracyError, CalibrationError, UnsupportedModuleError
-from secure.smpc.program import Program
+from secure.smpc.errors import (
+    AccuracyError,
+    CalibrationError,
+    PlanMismatchError,
+    UnsupportedModuleError,
+)
+from secure.smpc.parcels import write_secret
+from secure.smpc.program import Program, read_program
+
+PUBLIC, PROGRAM_FILE, WEIGHTS_FILE = "public", "program.json", "weights.npz"
 
 #: The mapping is checked against the model itself; float32 models differ by about 1e-5.
 _MAPPING_TOLERANCE = 1e-3
@@ -39,6 +51,45 @@ class Plan:
     def owner(self) -> Owner:
         """Encode the weights for the server."""
         return Owner(self.weights, self.constants, self.program.weights)
+
+    def save(self, folder: Path) -> None:
+        """Write `public/program.json`, for everybody, and `weights.npz`, for this user alone."""
+        (folder / PUBLIC).mkdir(parents=True, exist_ok=True)
+        (folder / PUBLIC / PROGRAM_FILE).write_text(self.program.to_json() + "\n")
+        named = {f"weight:{k}": v for k, v in self.weights.items()}
+        named |= {f"constant:{k}": v for k, v in self.constants.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{k: v.numpy() for k, v in named.items()})  # pyright: ignore
+        write_secret(folder / WEIGHTS_FILE, [buffer.getvalue()])
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan":
+        """Read what `save` wrote.
+
+        Raises:
+            ParameterError: A file is missing or can't be read.
+            PlanMismatchError: The weights are not those of the program.
+        """
+        program = read_program(folder / PUBLIC / PROGRAM_FILE)
+        found: dict[str, dict[str, Tensor]] = {"weight": {}, "constant": {}}
+        try:
+            with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    kind, _, key = name.partition(":")
+                    found[kind][key] = torch.from_numpy(arrays[name])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ParameterError(
+                f"{folder} has no {WEIGHTS_FILE} of a compiled model; compile it again"
+            ) from error
+        shapes = {
+            kind: {k: tuple(v.shape) for k, v in part.items()} for kind, part in found.items()
+        }
+        wanted = {k: info.shape for k, info in program.weights.items()}
+        if shapes != {"weight": wanted, "constant": program.constants}:
+            raise PlanMismatchError(
+                f"{WEIGHTS_FILE} doesn't belong to {PROGRAM_FILE}; compile the model again"
+            )
+        return cls(program, found["weight"], found["constant"])
 
     def cost(
         self,

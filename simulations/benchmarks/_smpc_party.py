@@ -16,10 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secure.smpc import Client, Folder, Identity, Owner, Query, compile, connect, listen
+from secure.smpc import (
+    Client,
+    Folder,
+    Identity,
+    Owner,
+    Query,
+    compile,
+    connect,
+    listen,
+    read_program,
+)
 from secure.smpc._series import gelu, gelu_tanh
 from secure.smpc.baseline import Baseline
-from secure.smpc.dealer import read_program
 from simulations.benchmarks._smpc_block import make
 
 RUNS = 5
