@@ -29,6 +29,7 @@ _EXP_RADIUS = 3.0
 _MAX_SQUARINGS = 6
 _MAX_INDEX_BITS = 14
 _GAIN_BITS = 11
+_PADDING_GAP = 14
 _SCALE_BITS = 18
 _NORM_BITS = 34
 
@@ -62,7 +63,9 @@ class Value:
 class Builder:
     """Adds operations; see `secure.smpc.register` for handlers that use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, public_embedding: bool = False) -> None:
+        self.public_embedding = public_embedding
+        self.embedding: Tensor | None = None
         self.inputs: list[program.Input] = []
         self.operations: list[program.Operation] = []
         self.weights: dict[str, Tensor] = {}
@@ -122,12 +125,21 @@ class Builder:
 
     def real(self, features: Tensor, field: str) -> Value:
         """Take real features from the client, as they are: `(batch, ..., width)`."""
-        return self._input(field, "real", features, features.to(torch.float64), VALUE_BITS)
+        return self._input(field, "real", features)
 
     def tokens(self, ids: Tensor, vocabulary: int) -> Value:
         """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
         sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
         return self._input("input_ids", "one_hot", ids, sample, 0)
+
+    def looked_up(self, ids: Tensor, table: Tensor) -> Value:
+        """Take token embeddings from the client, which looks them up in the public table."""
+        self.embedding = table.detach().clone()
+        return self._input("inputs_embeds", "real", self.embedding[ids], reach=self.embedding)
+
+    def padding(self, mask: Tensor) -> Value:
+        """Take from the client which tokens are padding: 0 for a token, −1 for padding."""
+        return self._input("attention_mask", "padding", mask, mask.to(torch.float64) - 1, 0)
 
     def position_of(self, ids: Tensor, token: int | None) -> Value:
         """Take from the client where a token first appears, as a one-hot row."""
@@ -141,16 +153,20 @@ class Builder:
         field: str,
         kind: str,
         raw: Tensor,
-        sample: Tensor,
-        bits: int,
+        sample: Tensor | None = None,
+        bits: int = VALUE_BITS,
         patch: int = 0,
         token: int | None = None,
+        reach: Tensor | None = None,
     ) -> Value:
         name = self._name()
+        sample = raw.to(torch.float64) if sample is None else sample
         limit = 0.0
         if kind in ("patches", "real"):
             # A power of two, so that the range tells little about the calibration batch.
-            limit = 2.0 ** (_ring.magnitude_bits(_largest("input", raw)) + 2)
+            limit = 2.0 ** (
+                _ring.magnitude_bits(_largest("input", raw if reach is None else reach)) + 2
+            )
         value = self._made("input", name, bits, sample)
         self.inputs.append(
             program.Input(
@@ -341,6 +357,7 @@ class Builder:
         heads: int,
         path: str,
         causal: bool = False,
+        mask: Value | None = None,
     ) -> Value:
         """Attend; the queries are already scaled by 1/√d. All three have 16 bits."""
 
@@ -349,14 +366,26 @@ class Builder:
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
-        parameters = softmax_parameters(path, scores, value.sample, causal)
+        padded = mask is not None
+        parameters = softmax_parameters(path, scores, value.sample, causal, padded)
+        if mask is not None:
+            scores = scores + mask.sample[:, None, None, :] * parameters.padding
         if causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(hidden, -math.inf)
         mixed = (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
         target = self._name()
         self.operations.append(
-            program.Attention(target, path, query.name, key.name, value.name, heads, parameters)
+            program.Attention(
+                target,
+                path,
+                query.name,
+                key.name,
+                value.name,
+                heads,
+                parameters,
+                None if mask is None else mask.name,
+            )
         )
         return self._made(path, target, value.bits, mixed)
 
@@ -401,8 +430,9 @@ def _activation_series(x: Value, function: str, path: str) -> Series:
 
 
 def softmax_parameters(
-    path: str, scores: Tensor, values: Tensor, causal: bool
+    path: str, scores: Tensor, values: Tensor, causal: bool, padded: bool = False
 ) -> SoftmaxParameters:
+    """Fix a softmax's series and bits from the scores and values of the calibration."""
     queries, keys = scores.shape[-2:]
     if keys > MAX_KEYS:
         raise CalibrationError(f"{path}: {keys} tokens; attention here takes at most {MAX_KEYS}")
@@ -411,6 +441,9 @@ def softmax_parameters(
         seen = seen.tril()
     mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
     reach = float(((scores - mean) * seen).abs().max()) * MARGIN
+    # A padded key comes to weigh e^−14 of the best at most, however many keys are padded.
+    padding = math.ceil(2 * reach) + _PADDING_GAP if padded else 0
+    reach += padding
     squarings = max(1, math.ceil(math.log2(max(reach, 1e-9) / _EXP_RADIUS)))
     if squarings > _MAX_SQUARINGS:
         raise CalibrationError(f"{path}: attention scores spread over ±{reach:.3g}, beyond ±192")
@@ -420,7 +453,7 @@ def softmax_parameters(
     room = _ring.LIMIT_BITS - 1 - 38 - _ring.magnitude_bits(float(values.abs().max()) * 2 * MARGIN)
     if room < 8:
         raise CalibrationError(f"{path}: attention values are too large for the ring")
-    return SoftmaxParameters(keys, causal, squarings, series, top_bits, min(15, room))
+    return SoftmaxParameters(keys, causal, squarings, series, top_bits, min(15, room), padding)
 
 
 def _index_bits(least: float, top_bits: int, floor: float) -> int:

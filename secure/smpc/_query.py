@@ -127,7 +127,13 @@ def answer(
         None on the server.
     """
     executor = Executor(program, party, owner, query.batch)
-    result = executor.run(executor.inputs(raw), progress)
+    return finish(program, party, query, executor.run(executor.inputs(raw), progress), labels)
+
+
+def finish(
+    program: Program, party: Party, query: Query, result: Share, labels: Tensor | None = None
+) -> Tensor | None:
+    """Turn a program's output into what the query reveals, and reveal it to the client."""
     if query.reveal == "scores" and query.labels:
         result, _ = _norm.normalise(party, result, _length(program), None)
         (result,) = party.run(party.rescale(result, _LABEL_BITS + 4))

@@ -180,7 +180,7 @@ def _apply(baseline: Baseline, op: Operation, values: dict[str, Any], secret: di
             values[op.kept] = values[op.source]
     elif isinstance(op, p.Activation):
         made = _activation(values[op.source], op)
-    elif isinstance(op, p.Attention) and not op.parameters.causal:
+    elif isinstance(op, p.Attention) and op.mask is None and not op.parameters.causal:
         made = _attention(values[op.query], values[op.key], values[op.value], op.heads)
     else:
         raise UnsupportedModuleError(op.path, op.kind, "the baseline runs image towers only")

@@ -25,7 +25,8 @@ from secure.smpc.errors import (
 from secure.smpc.parcels import write_secret
 from secure.smpc.program import Program, read_program
 
-PUBLIC, PROGRAM_FILE, WEIGHTS_FILE = "public", "program.json", "weights.npz"
+PUBLIC, PROGRAM_FILE = "public", "program.json"
+WEIGHTS_FILE, EMBEDDING_FILE = "weights.npz", "embedding.npy"
 
 #: The mapping is checked against the model itself; float32 models differ by about 1e-5.
 _MAPPING_TOLERANCE = 1e-3
@@ -39,11 +40,14 @@ class Plan:
         program: The public half: hand it to the client and the dealer.
         weights: The server's weights in float64, by name.
         constants: The server's biases, embeddings and tokens, by name.
+        embedding: The public table of token embeddings, `(vocabulary, width)`, where the client
+            looks them up itself; else None.
     """
 
     program: Program
     weights: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
+    embedding: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Plan({self.program.family}, {self.program.digest[:12]})"
@@ -53,9 +57,11 @@ class Plan:
         return Owner(self.weights, self.constants, self.program.weights)
 
     def save(self, folder: Path) -> None:
-        """Write `public/program.json`, for everybody, and `weights.npz`, for this user alone."""
+        """Write `public/`, for everybody, and `weights.npz`, for this user alone."""
         (folder / PUBLIC).mkdir(parents=True, exist_ok=True)
         (folder / PUBLIC / PROGRAM_FILE).write_text(self.program.to_json() + "\n")
+        if self.embedding is not None:
+            np.save(folder / PUBLIC / EMBEDDING_FILE, self.embedding.numpy())
         named = {f"weight:{k}": v for k, v in self.weights.items()}
         named |= {f"constant:{k}": v for k, v in self.constants.items()}
         buffer = io.BytesIO()
@@ -89,7 +95,9 @@ class Plan:
             raise PlanMismatchError(
                 f"{WEIGHTS_FILE} doesn't belong to {PROGRAM_FILE}; compile the model again"
             )
-        return cls(program, found["weight"], found["constant"])
+        path = folder / PUBLIC / EMBEDDING_FILE
+        table = torch.from_numpy(np.load(path, allow_pickle=False)) if path.exists() else None
+        return cls(program, found["weight"], found["constant"], table)
 
     def cost(
         self,
@@ -154,6 +162,7 @@ def compile(
     model: nn.Module,
     calibration: Mapping[str, Tensor] | Tensor,
     public_parts: tuple[str, ...] = (),
+    public_embedding: bool = False,
 ) -> Plan:
     """Compile a torch model to a two-party computation.
 
@@ -168,6 +177,9 @@ def compile(
             `features` by name, or a bare tensor. Its size apart from the batch is the program's.
         public_parts: What the client runs in the clear before the program, in words; it's
             repeated by `plan.leakage()`.
+        public_embedding: For a text encoder: the table of token embeddings is public, and the
+            client looks its tokens up (`inputs_embeds = plan.embedding[input_ids]`) instead of
+            multiplying one-hot rows with a secret table. Position embeddings stay secret.
 
     Returns:
         The plan.
@@ -183,11 +195,15 @@ def compile(
     if model.training:
         raise ParameterError("compile a model in eval mode: model.eval()")
     batch = as_fields(calibration)
-    builder = Builder()
+    builder = Builder(public_embedding)
     with torch.no_grad():
         result = trace(builder, model, batch)
         _compare(model, batch, result)
     length = _length(builder, result) if len(result.shape) == 1 else None
+    if builder.embedding is not None:
+        public_parts = (*public_parts, "the table of token embeddings")
+    elif public_embedding:
+        raise ParameterError("public_embedding is for text encoders; this program takes no tokens")
     program = Program(
         family=type(model).__name__,
         inputs=tuple(builder.inputs),
@@ -199,7 +215,7 @@ def compile(
         length=length,
         public_parts=tuple(public_parts),
     )
-    return Plan(program, builder.weights, builder.constants)
+    return Plan(program, builder.weights, builder.constants, builder.embedding)
 
 
 def _length(builder: Builder, result: Value):

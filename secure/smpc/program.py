@@ -21,7 +21,7 @@ from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
 from secure.smpc.errors import PlanMismatchError, WireError
 
-VERSION = 1
+VERSION = 2
 _MAX_FILE_BYTES = 1 << 24
 
 
@@ -154,7 +154,7 @@ class Activation(Operation):
 
 @dataclass(frozen=True)
 class Attention(Operation):
-    """Multi-head attention from three values to one."""
+    """Multi-head attention from three values to one; `mask` names the client's padding."""
 
     kind: ClassVar[str] = "attention"
     query: str
@@ -162,6 +162,7 @@ class Attention(Operation):
     value: str
     heads: int
     parameters: SoftmaxParameters
+    mask: str | None
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -190,9 +191,9 @@ class Input:
 
     Attributes:
         name: Name of the value.
-        field: Which raw input it is made from (`pixel_values`, `input_ids`, `features`).
-        kind: `patches` (an image cut up), `real`, `one_hot` (token ids) or `position` (one-hot of
-            where a token first appears).
+        field: Which raw input it is made from (`pixel_values`, `input_ids`, `attention_mask`, …).
+        kind: `patches` (an image cut up), `real`, `one_hot` (token ids), `position` (one-hot of
+            where a token first appears) or `padding` (0 for a token, −1 for padding).
         raw_shape: Shape of one raw input.
         shape: Shape of the value for one input.
         bits: Its fraction bits.
@@ -331,8 +332,9 @@ def _read(kind: Any, value: Any) -> Any:
 
 def sources(op: Operation) -> list[str]:
     """Return the names of the values that an operation reads."""
-    names = ("source", "left", "right", "query", "key", "value", "selector")
-    return [getattr(op, name) for name in names if hasattr(op, name)]
+    names = ("source", "left", "right", "query", "key", "value", "selector", "mask")
+    found = (getattr(op, name, None) for name in names)
+    return [name for name in found if name is not None]
 
 
 def weight_count(program: Program) -> int:
