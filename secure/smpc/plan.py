@@ -220,7 +220,7 @@ def compile(
 
 def _length(builder: Builder, result: Value):
     """Find how to normalise the output, without adding it to the program."""
-    from secure.smpc._builder import norm_parameters
+    from secure.smpc._domains import norm_parameters
 
     try:
         squares = (result.sample**2).sum(-1, keepdim=True)
