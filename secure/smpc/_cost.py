@@ -44,8 +44,8 @@ class Cost:
 def predict(program: Program, query: Query, network: Network = "lan") -> Cost:
     """Predict what one query costs.
 
-    Rounds and bytes are exact: the protocols' own code runs on shapes. Seconds are an estimate, for
-    two machines like this one with a core to spare each.
+    Rounds and bytes are exact: the protocols' own code runs on shapes. Seconds are an estimate from
+    below, for two machines like this one with a core and its caches to spare each.
 
     Args:
         program: The program.

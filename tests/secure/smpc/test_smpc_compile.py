@@ -176,6 +176,13 @@ def test_cost_depends_on_the_network():
             plan.cost(bad)
 
 
+def test_the_arithmetic_is_timed_and_grows_with_the_work():
+    plan = tiny()[2]
+    one, many = (plan.cost(query=Query("top", batch=n)).compute_s for n in (1, 64))
+    assert 0 < one < many
+    assert plan.cost("wan").compute_s == plan.cost("lan").compute_s
+
+
 def test_leakage_says_who_learns_what():
     plan = tiny()[2]
     top = plan.leakage(Query("top", k=1, labels=4))
