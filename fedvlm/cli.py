@@ -264,6 +264,31 @@ def dealer(context: typer.Context) -> None:
     raise typer.Exit(deal(context.args))
 
 
+def _inference(name: str, arguments: list[str]) -> None:
+    from fedvlm.inference.cli import app as command
+
+    found = command([name, *arguments], prog_name="fedvlm infer", standalone_mode=False)
+    raise typer.Exit(found or 0)
+
+
+@infer_app.command("compile", context_settings=_FORWARD)
+def compile_model(context: typer.Context) -> None:
+    """Compile a model for private inference: its owner's first step."""
+    _inference("compile", context.args)
+
+
+@infer_app.command("serve", context_settings=_FORWARD)
+def serve_model(context: typer.Context) -> None:
+    """Serve a compiled model without seeing what it is asked."""
+    _inference("serve", context.args)
+
+
+@infer_app.command("classify", context_settings=_FORWARD)
+def classify(context: typer.Context) -> None:
+    """Classify an image by a model that you can't see."""
+    _inference("classify", context.args)
+
+
 def main() -> None:
     """Run the command line; errors are one line on stderr and an exit code."""
     # One thread per operation unless asked otherwise: clients run side by side instead.

@@ -27,9 +27,8 @@ from secure.smpc._material import CLIENT, SERVER, Material
 from secure.smpc._query import REVEALS, Query, requirements
 from secure.smpc.errors import MaterialError, WireError
 from secure.smpc.parcels import ID_BYTES, SETUP_BYTES, Setup
-from secure.smpc.program import Program
+from secure.smpc.program import Program, read_program
 
-MAX_PROGRAM_BYTES = 1 << 24
 _MAX_OPEN_PARCELS = 1024
 _ROLE_NUMBERS = {"server": SERVER, "client": CLIENT}
 
@@ -263,17 +262,6 @@ class Remote:
 
     def discard(self, parcel: bytes) -> None:
         """Do nothing: every session draws a new identifier."""
-
-
-def read_program(path: Path) -> Program:
-    """Read a program's file.
-
-    Raises:
-        ParameterError: No such file, or far too large.
-    """
-    if not path.is_file() or path.stat().st_size > MAX_PROGRAM_BYTES:
-        raise ParameterError("the program's file is missing or too large")
-    return Program.from_json(path.read_text())
 
 
 def add_query_arguments(parser: argparse.ArgumentParser) -> None:
