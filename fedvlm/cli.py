@@ -261,7 +261,7 @@ def dealer(context: typer.Context) -> None:
     """Make correlated randomness for two-party inference."""
     from secure.smpc.dealer import main as deal
 
-    raise typer.Exit(deal(context.args))
+    raise typer.Exit(deal(context.args, "fedvlm infer dealer"))
 
 
 def _inference(name: str, arguments: list[str]) -> None:

@@ -272,9 +272,9 @@ def add_query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns 0 done, 2 wrong usage, 3 refused."""
-    parser = argparse.ArgumentParser(prog="python -m secure.smpc.dealer")
+def main(arguments: list[str] | None = None, name: str = "python -m secure.smpc.dealer") -> int:
+    """Run the command line, called by a name; returns 0 done, 2 wrong usage, 3 refused."""
+    parser = argparse.ArgumentParser(prog=name)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("identities", help="make an authority and a certificate a role")
     make.add_argument("folder", type=Path)
