@@ -3,20 +3,17 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedvlm.errors import ConfigError
 from fedvlm.inference.owner import compile_model, load_compiled, load_owned
 from fedvlm.inference.preparation import read_images, read_preparation
+from fedvlm.progress import progress_bars
 from secure.smpc import (
     Answer,
     Client,
@@ -29,7 +26,6 @@ from secure.smpc import (
     listen,
     read_program,
 )
-from secure.smpc import parties as parties_module
 from secure.smpc._query import MAX_LABELS, REVEALS
 from secure.smpc.dealer import Remote
 from secure.smpc.parcels import Source
@@ -151,25 +147,6 @@ def serve_command(
         _say("stopped")
 
 
-@contextmanager
-def _bars() -> Iterator[parties_module.Progress]:
-    """Yield a progress callback: bars on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda task, done, total: None
-        return
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
-        known = {}
-
-        def report(task: str, done: int, total: int) -> None:
-            if task not in known:
-                known[task] = bars.add_task(task, total=total)
-            bars.update(known[task], completed=done, total=total)
-
-        yield report
-
-
 def _split_labels(texts: list[str]) -> list[str]:
     labels = [label.strip() for text in texts for label in text.split(",")]
     if not all(labels) or len(set(labels)) != len(labels) or not 2 <= len(labels) <= MAX_LABELS:
@@ -224,7 +201,7 @@ def classify_command(
     source = _source(dealer, parcels, me, timeout)
     raw = read_preparation(program)(read_images(images))
     records = []
-    with _bars() as progress:
+    with progress_bars() as progress:
         client = Client(
             compiled, source, lambda: connect(*address, me, "server", timeout), progress
         )
