@@ -1,6 +1,6 @@
 """Audit a run: guards first, then every attack that each vantage affords."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from fedvlm.federation.result import Result
 from fedvlm.federation.task import Progress, load_task, quiet
 from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
+from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries
 from fedvlm.leakage.intervals import auc_interval
 from fedvlm.leakage.probe import Candidates, Probe, candidates_of
+from fedvlm.leakage.reconstruction import Rebuilt, reconstruct
 from fedvlm.leakage.shadow_attacks import shadow_scores
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError, run_config
@@ -55,6 +57,8 @@ class RunAudit:
         claim: The run's claim, or None without DP.
         identity: Seed, fingerprints of data, splits and negatives, model, schema.
         alpha: Chance, for each vantage, that any of its figures is wrong.
+        canaries: What the run's planted canaries show; None where it planted none.
+        reconstructions: What could be rebuilt of the pairs, vantage by vantage.
     """
 
     results: list[AuditResult]
@@ -63,6 +67,8 @@ class RunAudit:
     claim: Claim | None
     identity: dict[str, Any]
     alpha: float
+    canaries: CanaryAudit | None = None
+    reconstructions: tuple[Rebuilt, ...] = ()
 
     @property
     def best(self) -> list[AuditResult]:
@@ -74,9 +80,11 @@ class RunAudit:
 
     @property
     def refuted(self) -> bool:
-        """Whether a bound exceeds the run's claim, α split over the vantages too."""
-        parties = len({one.vantage for one in self.results})
-        return any(replace(one, alpha=one.alpha / parties).refuted for one in self.results)
+        """Whether a bound exceeds the run's claim, α split over the vantages and canaries too."""
+        if self.canaries is not None and self.canaries.refuted:
+            return True
+        parts = len({one.vantage for one in self.results}) * (1 + (self.canaries is not None))
+        return any(replace(one, alpha=one.alpha / parts).refuted for one in self.results)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the entry `leakage` of a result."""
@@ -93,13 +101,9 @@ class RunAudit:
                 "high": self.baseline.high,
                 "confidence": self.baseline.confidence,
             },
-            "claim": None
-            if self.claim is None
-            else {
-                "epsilon": self.claim.epsilon,
-                "delta": self.claim.delta,
-                "unit": str(self.claim.unit),
-            },
+            "claim": self.claim and self.claim.to_dict(),
+            "canaries": self.canaries and self.canaries.to_dict(),
+            "reconstructions": [asdict(one) for one in self.reconstructions],
             "refuted": self.refuted,
             "confidence": 1 - self.alpha,
             "identity": self.identity,
@@ -180,6 +184,12 @@ def audit_run(
             clusters=who.clients if many else None,
             vantage=str(vantage),
         )
+    planted = None
+    if config.canaries:
+        progress("canaries", 0, 1)
+        planted = audit_canaries(folder, config, task.view.size, claim, alpha / 2)
+    progress("reconstruction", 0, 1)
+    rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
     identity = {
         "seed": config.seed,
         "model": config.model,
@@ -189,7 +199,7 @@ def audit_run(
         "schema": task.view.schema,
         "candidates": len(candidates.indices),
     }
-    return RunAudit(results, absent, baseline, claim, identity, alpha)
+    return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt)
 
 
 def _possible(name: str, probe: Probe) -> bool:
