@@ -8,8 +8,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.canaries import HOST, canary_update, hidden_in
 from fedvlm.federation.protection import protect_client, settings_of
 from fedvlm.federation.task import Task, load_task
 

@@ -7,8 +7,8 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedvlm.canaries import HOST, canary_gradients
 from fedvlm.config import SimulationConfig
-from fedvlm.federation.canaries import HOST, canary_gradients
 from fedvlm.federation.task import Task
 from fedvlm.privacy import (
     Ledger,

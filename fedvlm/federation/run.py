@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedvlm.adapters import save_adapter
+from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
-from fedvlm.federation.canaries import Canaries
 from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.protection import protected

@@ -4,7 +4,7 @@ Nothing heavy is imported here: `AuditResult` works on scores from any model. Th
 run are in `fedvlm.leakage.audit_run`, the shadows in `fedvlm.leakage.shadows`.
 """
 
-from fedvlm.federation.canaries import Canaries
+from fedvlm.canaries import Canaries
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.canaries import andrew_estimate, exposure, recall_gap
 from fedvlm.leakage.epsilon import (

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvlm.canaries import HOST, Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation.canaries import HOST, Canaries
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.result import Result
 from fedvlm.leakage.audit import AuditResult

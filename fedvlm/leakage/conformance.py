@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from fedvlm.canaries import Canaries
 from fedvlm.errors import ConfigError
-from fedvlm.federation.canaries import Canaries
 from fedvlm.leakage.intervals import mean_difference
 
 

@@ -132,6 +132,42 @@ def caption_recall_gap(view: View, probe: Probe, who: Candidates) -> Array | Non
     )
 
 
+def _search(
+    probe: Probe,
+    adapters: tuple[NDArray[np.float32], NDArray[np.float32]],
+    row: int,
+    gradient: torch.Tensor,
+    start: torch.Tensor,
+    true: torch.Tensor,
+) -> float:
+    """Look for one pair's image; returns how much closer to it the search came."""
+    task, vlm = probe.task, probe.task.model.vlm
+    rows = np.array([row], dtype=np.int64)
+    inputs = task.pairs.images(rows)
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        return vlm.encode_image({**inputs, "pixel_values": pixels})[0]
+
+    def closeness(pixels: torch.Tensor) -> float:
+        task.view.write(np.array(adapters[0]))  # judged by the untouched backbone
+        with torch.no_grad():
+            return float(embed(pixels) @ true)
+
+    before = closeness(start)
+    task.view.write(np.array(adapters[1]))
+    _, public = probe.public_embeddings()
+    with torch.no_grad():
+        caption = vlm.encode_text(task.pairs.captions(task.pairs.caption_of[rows]))[0]
+
+    def loss(pixels: torch.Tensor) -> torch.Tensor:
+        image = embed(pixels)
+        return torch.logsumexp(probe.scale * public @ image, 0) - probe.scale * image @ caption
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
+        found = invert_gradient(gradient, task.view.parameters, loss, start, steps=_STEPS)
+    return closeness(found.inputs) - before
+
+
 def inverted_images(view: View, probe: Probe, who: Candidates) -> Array:
     """Search a first-round update for the images of pairs whose captions the attacker guessed.
 
@@ -145,48 +181,18 @@ def inverted_images(view: View, probe: Probe, who: Candidates) -> Array:
     Raises:
         WrongVantageError: The view holds no update.
     """
-    task, vlm = probe.task, probe.task.model.vlm
-    start_adapter = view.need("globals_", "gradient-inversion")[0]
-    if view.vantage is Vantage.V1:
-        seen = torch.from_numpy(view.need("updates", "gradient-inversion")[0])
-    else:
-        seen = torch.from_numpy(view.need("aggregates", "gradient-inversion")[0])[None]
-    public = task.pairs.images(probe.population if len(probe.population) else probe.negatives)
-    start = public["pixel_values"].float().mean(0, keepdim=True)
+    field = "updates" if view.vantage is Vantage.V1 else "aggregates"
+    first = torch.from_numpy(view.need(field, "gradient-inversion")[0])
+    seen = first if view.vantage is Vantage.V1 else first[None]
+    adapters = view.initial, view.need("globals_", "gradient-inversion")[0]
+    public = probe.population if len(probe.population) else probe.negatives
+    start = probe.task.pairs.images(public)["pixel_values"].float().mean(0, keepdim=True)
     true, _ = (part.clone() for part in probe.embeddings(view.initial, who.indices))
     found = []
-    for row, (index, client) in enumerate(zip(who.indices, who.clients, strict=True)):
-        task.view.write(np.array(view.initial))
-
-        def embed(pixels: torch.Tensor, index: np.int64 = index) -> torch.Tensor:
-            inputs = {key: value for key, value in task.pairs.images(index[None]).items()}
-            return vlm.encode_image(inputs | {"pixel_values": pixels})[0]
-
-        with torch.no_grad():
-            before = float(embed(start) @ true[row])
-        task.view.write(np.array(start_adapter))
-        negatives = probe.public_embeddings()
-        with torch.no_grad():
-            caption = vlm.encode_text(task.pairs.captions(task.pairs.caption_of[index[None]]))[0]
-
-        def loss(
-            pixels: torch.Tensor,
-            caption: torch.Tensor = caption,
-            texts: torch.Tensor = negatives[1],
-            embed=embed,
-        ) -> torch.Tensor:
-            image = embed(pixels)
-            against = torch.logsumexp(probe.scale * texts @ image, dim=0)
-            return against - probe.scale * image @ caption
-
-        gradient = observed_gradient(
-            seen, int(client) if view.vantage is Vantage.V1 else 0, view.vantage, 1.0
-        )
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
-            out = invert_gradient(gradient, task.view.parameters, loss, start, steps=_STEPS)
-        task.view.write(np.array(view.initial))
-        with torch.no_grad():
-            found.append(float(embed(out.inputs) @ true[row]) - before)
+    for number, (row, client) in enumerate(zip(who.indices, who.clients, strict=True)):
+        target = int(client) if view.vantage is Vantage.V1 else 0
+        gradient = observed_gradient(seen, target, view.vantage, 1.0)
+        found.append(_search(probe, adapters, int(row), gradient, start, true[number]))
     return np.array(found)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedvlm.canaries import Canaries, canary_gradients, hidden_in
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation import Result, simulate
-from fedvlm.federation.canaries import Canaries, canary_gradients, hidden_in
 from fedvlm.federation.distributed import distributed_mechanism
 from fedvlm.leakage.audit_run import claim_of
 from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries, canary_scores
@@ -112,7 +112,7 @@ def test_examples_that_are_canaries_flag_dp_sgd_without_a_clip(
 
 def test_a_run_without_canaries_or_with_others_is_refused(small_run, tmp_path) -> None:
     settings = {**small_run, "canaries": 8, "rounds": 1}
-    _, config = _run(tmp_path, settings)
+    _run(tmp_path, settings)
     size = int(Result.load(tmp_path).adapter["parameters"])
     with pytest.raises(ConfigError, match="planted no canaries"):
         audit_canaries(tmp_path, SimulationConfig(**small_run), size, None, 0.05)

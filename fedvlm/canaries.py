@@ -9,13 +9,16 @@ from.
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError
 from fedvlm.seeds import ExperimentSeed
+
+if TYPE_CHECKING:
+    from fedvlm.config import SimulationConfig
 
 HOST = 0
 """The client that plants canaries where they are no clients of their own."""
@@ -57,7 +60,7 @@ class Canaries:
         return cls(raw, rng.random(count) < 0.5)
 
     @classmethod
-    def of_run(cls, config: SimulationConfig, size: int) -> "Canaries":
+    def of_run(cls, config: "SimulationConfig", size: int) -> "Canaries":
         """Return a run's canaries: all of its parties draw the same from the experiment's seed.
 
         Args:
@@ -100,7 +103,7 @@ def _of_run(count: int, size: int, seed: int) -> Canaries:
     return Canaries.draw(count, size, ExperimentSeed(seed).numpy("canaries", count, size))
 
 
-def canary_update(config: SimulationConfig, size: int, client: int) -> NDArray[np.float32]:
+def canary_update(config: "SimulationConfig", size: int, client: int) -> NDArray[np.float32]:
     """Return what a client that is a canary sends in every round: shape (P,), zero if held out.
 
     Args:
@@ -113,7 +116,7 @@ def canary_update(config: SimulationConfig, size: int, client: int) -> NDArray[n
     return canaries.directions[number] * np.float32(length)
 
 
-def hidden_in(config: SimulationConfig, update: NDArray[np.float32]) -> NDArray[np.float32]:
+def hidden_in(config: "SimulationConfig", update: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return an update with the planted canaries in it, together half as long as itself.
 
     Args:
@@ -125,7 +128,7 @@ def hidden_in(config: SimulationConfig, update: NDArray[np.float32]) -> NDArray[
     return update + canaries.updates(length).sum(axis=0)
 
 
-def canary_gradients(config: SimulationConfig, size: int) -> NDArray[np.float32]:
+def canary_gradients(config: "SimulationConfig", size: int) -> NDArray[np.float32]:
     """Return gradients of the planted canaries, for DP-SGD to sample, clip and sum as examples.
 
     Args:
