@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.errors import ConfigError
-from fedvlm.seeds import ExperimentSeed
 
 if TYPE_CHECKING:
     from fedvlm.config import SimulationConfig
@@ -100,6 +99,8 @@ class Canaries:
 
 @lru_cache(maxsize=1)
 def _of_run(count: int, size: int, seed: int) -> Canaries:
+    from fedvlm.seeds import ExperimentSeed  # brings torch, which scores alone don't need
+
     return Canaries.draw(count, size, ExperimentSeed(seed).numpy("canaries", count, size))
 
 
