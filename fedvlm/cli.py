@@ -245,7 +245,7 @@ def he_serve(context: typer.Context) -> None:
     """Serve an encrypted layer over TLS."""
     from secure.he.serve import main as serve
 
-    raise typer.Exit(serve(context.args))
+    raise typer.Exit(serve(context.args, "fedvlm infer he-serve"))
 
 
 @infer_app.command("he-query", context_settings=_FORWARD)
@@ -253,7 +253,7 @@ def he_query(context: typer.Context) -> None:
     """Ask a server for a projection of what it can't see."""
     from secure.he.query import main as query
 
-    raise typer.Exit(query(context.args))
+    raise typer.Exit(query(context.args, "fedvlm infer he-query"))
 
 
 @infer_app.command("dealer", context_settings=_FORWARD)

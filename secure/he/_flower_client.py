@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from secure.aggregation._client import StageError
+from secure.aggregation._flower_client import Mod, only_arrays
 from secure.aggregation._payload import Layout, examples_and_metrics
 from secure.aggregation._refusals import REFUSALS, refusal
 from secure.aggregation._tensors import difference, flatten
-from secure.aggregation.flower import Mod, _only_arrays
 from secure.errors import IntegrityError, MissingExtraError, ParameterError, PolicyError
 from secure.he._flower_wire import DECRYPT, ENCRYPT, RECORD, payload_of, to_content
 from secure.he.ciphertext import Encrypted
@@ -106,7 +106,7 @@ def _answer(
         raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
     weight, metrics = examples_and_metrics(records[0], weighted_by_key)
     update = difference(
-        _only_arrays(reply.content, "a train reply"), _only_arrays(received, "a train message")
+        only_arrays(reply.content, "a train reply"), only_arrays(received, "a train message")
     )
     vector, shapes = flatten(update)
     entries = policy.encode(vector, weight, metrics)
