@@ -1,10 +1,12 @@
 """Audit a run: guards first, then every attack that each vantage affords."""
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fedvlm.errors import ProtocolError
 from fedvlm.federation.result import Result
@@ -55,7 +57,8 @@ class RunAudit:
         absent: Vantage → why there is no view of it.
         baseline: AUC of the untouched backbone, with a 99.9 % interval.
         claim: The run's claim, or None without DP.
-        identity: Seed, fingerprints of data, splits and negatives, model, schema.
+        identity: Seed, fingerprints of data, splits, negatives and backbone, schema; and who
+            decrypts, where sums are encrypted.
         alpha: Chance, for each vantage, that any of its figures is wrong.
         canaries: What the run's planted canaries show; None where it planted none.
         reconstructions: What could be rebuilt of the pairs, vantage by vantage.
@@ -193,13 +196,24 @@ def audit_run(
     identity = {
         "seed": config.seed,
         "model": config.model,
+        "backbone": _backbone_hash(task.model.vlm),
         "data": task.data.fingerprint,
         "splits": task.splits.fingerprint,
         "negatives": probe.negatives_hash,
         "schema": task.view.schema,
         "candidates": len(candidates.indices),
+        "decrypted_by": result.protection["parameters"].get("trust"),
     }
     return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt)
+
+
+def _backbone_hash(vlm: nn.Module) -> str:
+    """Return SHA-256 of the parameters that nobody trains, in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vlm.named_parameters()):
+        if not value.requires_grad:
+            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _possible(name: str, probe: Probe) -> bool:

@@ -77,6 +77,8 @@ def show(found: RunAudit) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
+    if found.identity.get("decrypted_by"):
+        console.print(f"V2 is also the view of whoever decrypts: {found.identity['decrypted_by']}")
     for vantage, reason in found.absent.items():
         console.print(f"{vantage}: {reason}")
     _show_canaries(found, console)

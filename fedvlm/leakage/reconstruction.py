@@ -156,11 +156,10 @@ def _search(
     before = closeness(start)
     task.view.write(np.array(adapters[1]))
     _, public = probe.public_embeddings()
-    with torch.no_grad():
-        caption = vlm.encode_text(task.pairs.captions(task.pairs.caption_of[rows]))[0]
+    words = task.pairs.captions(task.pairs.caption_of[rows])
 
     def loss(pixels: torch.Tensor) -> torch.Tensor:
-        image = embed(pixels)
+        image, caption = embed(pixels), vlm.encode_text(words)[0]
         return torch.logsumexp(probe.scale * public @ image, 0) - probe.scale * image @ caption
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative

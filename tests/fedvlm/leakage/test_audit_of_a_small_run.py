@@ -64,6 +64,21 @@ def test_the_command_audits_a_run_with_all_there_is(
     assert all(row["low"] <= row["difference"] <= row["high"] for row in audit["reconstructions"])
 
 
+@pytest.mark.parametrize("adapter", ["feature", "prompt"])
+def test_updates_of_other_adapters_are_inverted_too(
+    adapter: str, audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruction, "_STEPS", 3)
+    config = replace(audited, rounds=1, adapter=adapter, canaries=0)
+    simulate(config, out=tmp_path)
+    task = load_task(config)
+    who = candidates_of(task, 100).handful(4)
+    for vantage in (Vantage.V1, Vantage.V2):
+        found = inverted_images(View.from_run(tmp_path, vantage), Probe(task), who)
+        assert np.isfinite(found).all()
+        assert (found != 0).any()
+
+
 def test_inversion_and_shadows_raise_where_nothing_was_seen(audited, tmp_path: Path) -> None:
     simulate(replace(audited, rounds=1), out=tmp_path)
     task = load_task(replace(audited, rounds=1))
