@@ -20,6 +20,8 @@ _CHOICES = {
     "dp": ("none", "example", "client", "distributed"),
 }
 
+_MIN_CANARIES = 8
+
 
 @dataclass(frozen=True)
 class SimulationConfig:
@@ -63,6 +65,9 @@ class SimulationConfig:
         reference_epochs: Passes of the local-only and the central reference over their data.
         reference_learning_rate: Their rate in the first pass; it falls linearly to a tenth.
         transcript: Whether to keep what each party saw, for an audit.
+        canaries: Canaries planted for an audit, 0 for none, else at least 8: random directions,
+            each in by a fair coin. Under client and distributed DP each is a client of its own;
+            else client 0 plants them all, under example-level DP as examples.
         workers: Clients that train at the same time, 0 for one a core. Does not change a result.
     """
 
@@ -99,6 +104,7 @@ class SimulationConfig:
     reference_epochs: int = 6
     reference_learning_rate: float = 4e-3
     transcript: bool = False
+    canaries: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +122,10 @@ class SimulationConfig:
         ):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} must be at least {least}; got {getattr(self, key)}")
+        if self.canaries < 0 or 0 < self.canaries < _MIN_CANARIES:
+            raise ConfigError(
+                f"canaries must be 0, or at least {_MIN_CANARIES}; got {self.canaries}"
+            )
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be in (0, 1]; got {self.fraction}")
         for key in ("alpha", "server_learning_rate", "reference_learning_rate", "update_bound"):
@@ -140,6 +150,16 @@ class SimulationConfig:
             )
         self.adapter_spec()
         self.local_settings(1)
+
+    @property
+    def canary_clients(self) -> int:
+        """Clients that are canaries and nothing else: where a client is what DP hides."""
+        return self.canaries if self.dp in ("client", "distributed") else 0
+
+    @property
+    def nodes(self) -> int:
+        """All that take part in the protocol: clients, and canaries that are clients."""
+        return self.clients + self.canary_clients
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""

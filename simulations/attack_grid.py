@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -32,15 +34,30 @@ BASE = SimulationConfig(
     references=False,
     transcript=True,
 )
-_DP = {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0}
+_DP = {"epsilon": 8.0, "delta": 1e-5}
+# Five clients hide nobody: with a clip norm of 1 the noise wipes the model out, with a small one it
+# leaves it where it was. Most of the clients that are summed are canaries then.
+_CLIENT = {**_DP, "clip_norm": 0.02, "canaries": 64}
 PROTECTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "secagg": {"protect": "secagg"},
-    "client-level DP": {"dp": "client", **_DP},
-    "example-level DP": {"dp": "example", **_DP},
-    "secagg + distributed DP": {"protect": "secagg", "dp": "distributed", **_DP},
+    "client-level DP": {"dp": "client", **_CLIENT},
+    "example-level DP": {"dp": "example", **_DP, "learning_rate": 2e-3, "canaries": 200},
+    "secagg + distributed DP": {"protect": "secagg", "dp": "distributed", **_CLIENT},
 }
-"""What each column changes in the base configuration."""
+"""What each protection changes in the base configuration."""
+_HEADER = (
+    "protection",
+    "vantage",
+    "best attack",
+    "AUC",
+    "TPR at FPR 1 %",
+    "ε claimed",
+    "ε ≥ by attacks",
+    "ε ≥ by canaries",
+    "one of 100",
+)
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def _cell(result: Result, audit: RunAudit) -> dict[str, Any]:
@@ -73,13 +90,23 @@ def run_cell(name: str, out: Path, base: SimulationConfig, per_client: int) -> d
     return cell
 
 
+def _planted(cell: dict[str, Any], vantage: str) -> str:
+    """Return the bound that canaries give at a vantage, in the unit that they are."""
+    rows = (cell["audit"].get("canaries") or {"rows": []})["rows"]
+    row = next((row for row in rows if row["vantage"] == vantage), None)
+    if row is None:
+        return "–"
+    bound = f"{row['epsilon_lower']:.2f} per {row['unit']}"
+    return bound if row["claimed"] else f"{bound}, not claimed here"
+
+
 def _row(name: str, vantage: str, cell: dict[str, Any]) -> list[str]:
     rows = [row for row in cell["audit"]["rows"] if row["vantage"] == vantage]
     utility = f"{cell['summary']['zero_shot']:.3f} → {cell['summary']['federated']:.3f}"
     claim = cell["audit"]["claim"]
     claimed = "–" if claim is None else f"{claim['epsilon']:.2f} per {claim['unit']}"
-    if not rows:
-        return [name, vantage, "not seen", "–", "–", claimed, "–", utility]
+    if not rows:  # the server sees sums only: to it, V1 is V2
+        return [name, vantage, "single updates not seen", "–", "–", claimed, "–", "–", utility]
     best = rows[0]
     rate = next(one for one in best["tpr_at_fpr"] if one["fpr"] == 0.01)
     tpr = f"{rate['tpr']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
@@ -92,37 +119,75 @@ def _row(name: str, vantage: str, cell: dict[str, Any]) -> list[str]:
         tpr if rate["resolved"] else f"{tpr} unresolved",
         claimed,
         f"{lower:.2f} per sample",
+        _planted(cell, vantage),
         utility,
     ]
 
 
+def grid_rows(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return the grid's rows; every figure of a vantage holds at 95 % over all its attacks."""
+    return [_row(name, str(vantage), cell) for name, cell in cells.items() for vantage in Vantage]
+
+
 def show(cells: dict[str, dict[str, Any]]) -> None:
-    """Print the grid; every figure of a vantage holds at 95 % over all its attacks."""
+    """Print the grid."""
     table = Table(title="best attack by protection and vantage, 95 %")
-    for column in (
-        "protection",
-        "vantage",
-        "attack",
-        "AUC",
-        "TPR@1%",
-        "ε claimed",
-        "ε audited ≥",
-        "one of 100",
-    ):
+    for column in _HEADER:
         table.add_column(column, overflow="fold")
+    for row in grid_rows(cells):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
     for name, cell in cells.items():
-        for vantage in Vantage:
-            table.add_row(*_row(name, str(vantage), cell))
-    Console(width=None if sys.stdout.isatty() else 170).print(table)
+        check = (cell["audit"].get("canaries") or {}).get("conformance")
+        if check:
+            Console().print(
+                f"{name}: noise at most {check['noise_ratio']:.2f} of the stated, canaries at "
+                f"least {check['clip_ratio']:.2f} clip norms long ({check['confidence']:.1%})"
+            )
+
+
+def markdown(cells: dict[str, dict[str, Any]]) -> str:
+    """Return the grid as Markdown, for documents."""
+    lines = [_HEADER, ["---"] * len(_HEADER), *grid_rows(cells)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def plot(cells: dict[str, dict[str, Any]], ax: Axes) -> Axes:
+    """Draw the best attack's AUC with its interval, vantage by vantage."""
+    for place, (name, cell) in enumerate(cells.items()):
+        colour = _COLOURS[place % len(_COLOURS)]
+        drawn = False
+        for number, vantage in enumerate(Vantage):
+            rows = [row for row in cell["audit"]["rows"] if row["vantage"] == str(vantage)]
+            if not rows:
+                continue
+            value, low, high = (rows[0][key] for key in ("auc", "auc_low", "auc_high"))
+            ax.errorbar(
+                number + 0.13 * (place - (len(cells) - 1) / 2),
+                value,
+                [[value - low], [high - value]],
+                fmt="o",
+                markersize=5,
+                capsize=3,
+                color=colour,
+                label=None if drawn else name,
+            )
+            drawn = True
+    ax.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    ax.set_xticks(range(len(Vantage)), [f"{v}\n{v.title}" for v in Vantage], fontsize="x-small")
+    ax.set_ylim(0.4, 1.0)
+    ax.set_ylabel("AUC of the best attack, 95 %")
+    ax.legend(fontsize="small")
+    return ax
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for cells and runs")] = Path("runs/attack_grid"),
-    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 200,
+    per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 500,
     only: Annotated[list[str] | None, typer.Option(help="protections to run")] = None,
     seed: Annotated[int, typer.Option(help="the experiment's seed", min=0)] = 0,
 ) -> None:
-    """Run the grid of vantages and protections, and print it."""
+    """Run the grid of vantages and protections, print it, and write grid.md and a figure."""
     names = only or list(PROTECTIONS)
     unknown = sorted(set(names) - set(PROTECTIONS))
     if unknown:
@@ -135,6 +200,10 @@ def main(
         except (ConfigError, ProtocolError) as error:
             refused[name] = str(error)  # a cell that can't be is named below, the others go on
     show(cells)
+    write_text(out / "grid.md", markdown(cells))
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    plot(cells, figure.subplots())
+    figure.savefig(out / "attack-grid.png", dpi=150)
     for name, reason in refused.items():
         typer.echo(f"{name}: {reason}", err=True)
     if refused:

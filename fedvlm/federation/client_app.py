@@ -2,18 +2,30 @@
 
 import time
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.protection import protect_client, settings_of
-from fedvlm.federation.task import load_task
+from fedvlm.federation.task import Task, load_task
 
 VECTOR = "adapter"
 
 app = ClientApp(mods=[protect_client])
+
+
+def _canary(task: Task, before: NDArray[np.float32], client: int, server_round: int) -> NDArray:
+    """Return what a client sends that is a canary and holds no pairs."""
+    update = canary_update(task.config, task.view.size, client)
+    if task.config.dp != "distributed":
+        return before + update
+    from fedvlm.federation.private_client import encode_update
+
+    return encode_update(task, update, client, server_round)
 
 
 @app.train()
@@ -23,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     The message carries the adapter as one float32 array, its schema hash and the round; so does
     the reply, with the number of examples and the mean loss beside it; under
     example-level DP it carries the noised adapter and nothing else, under distributed DP noised
-    integers in place of the adapter.
+    integers in place of the adapter. A client beyond the configured number is a canary.
 
     Raises:
         IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
@@ -42,18 +54,22 @@ def train(message: Message, context: Context) -> Message:
     vector: NDArray | None = None
     # Under DP a loss, a count or a time would be a release of its own: none is sent.
     metrics: dict[str, int | float] = {"num-examples": 1}
-    if task.config.dp == "example":
+    config, before = task.config, task.view.read()
+    if client >= config.clients:
+        vector = _canary(task, before, client, number)
+    elif config.dp == "example":
         from fedvlm.federation.private_client import train_with_dp
 
         train_with_dp(task, client, number, context.state)
-    elif task.config.dp == "distributed":
+    elif config.dp == "distributed":
         from fedvlm.federation.private_client import encode_update
 
-        before = task.view.read()
         task.train(client, number)
-        vector = encode_update(task, before, client, number)
+        vector = encode_update(task, task.view.read() - before, client, number)
     else:
         loss = task.train(client, number)
+        if client == HOST and config.canaries and not config.canary_clients:
+            vector = before + hidden_in(config, task.view.read() - before)
         metrics = {
             "num-examples": len(task.splits.clients[client]),
             "train-loss": loss,

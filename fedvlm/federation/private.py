@@ -176,7 +176,7 @@ class ClientLevelStrategy(PrivateStrategy):
             steps=config.rounds,
             target_epsilon=config.epsilon,
         )
-        z, expected = planned.noise_multiplier, config.fraction * config.clients
+        z, expected = planned.noise_multiplier, config.fraction * config.nodes
         # σ_b = n/20 as in Andrew et al. (2021), but never so small that the bits cost more
         # than a quarter of the round.
         adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.adaptive else None

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedvlm.canaries import HOST, canary_gradients
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.task import Task
 from fedvlm.privacy import (
@@ -89,7 +90,7 @@ def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechani
     """
     from secure.aggregation import Policy, integer_plan
 
-    members = max(2, round(config.fraction * config.clients))
+    members = max(2, round(config.fraction * config.nodes))
     floor = Policy(integer_plan(members, 1))
     least = floor.sharing(members).quorum - floor.corrupt_members(members)
 
@@ -106,19 +107,18 @@ def rotation_seed(config: SimulationConfig, server_round: int) -> int:
 
 
 def encode_update(
-    task: Task, before: NDArray[np.float32], client: int, server_round: int
+    task: Task, update: NDArray[np.float32], client: int, server_round: int
 ) -> NDArray[np.float64]:
     """Return what a client sends under distributed DP: noised integers, as float64.
 
     Args:
-        task: Model and adapter, after training.
-        before: Shape (P,): the adapter that the round started from.
+        task: Model and adapter.
+        update: Shape (P,): what the client learned in the round.
         client: Number of the client.
         server_round: Round, from 1.
     """
     mechanism = distributed_mechanism(task.config, task.view.size)
     noise = noise_source(task.config, "distributed", client, server_round)
-    update = task.view.read() - before
     seed = rotation_seed(task.config, server_round)
     return mechanism.encode(update, seed, noise).astype(np.float64)
 
@@ -176,5 +176,6 @@ def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict)
         settings,
         noise_source(config, "example", client, server_round),
         ledger,
+        canary_gradients(config, task.view.size) if config.canaries and client == HOST else None,
     )
     state[_LEDGER] = ConfigRecord({"json": ledger.to_json()})

@@ -161,7 +161,7 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
 
     policy = secure_policy(config)
     strategy = SecAggStrategy(inner, policy)
-    sharing = policy.sharing(config.clients)
+    sharing = policy.sharing(config.nodes)
     return Protected(
         strategy,
         config.protect,

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fedvlm.adapters import save_adapter
+from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from fedvlm.federation.client_app import VECTOR
@@ -59,7 +60,11 @@ def _federate(
     done = max(0, len(history) - 1)
     transcript = None
     if out is not None and config.transcript:
-        transcript = Transcript(out, config.protect, view.schema)
+        planted = None
+        if config.canaries:
+            drawn = Canaries.of_run(config, view.size)
+            planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
+        transcript = Transcript(out, config.protect, view.schema, planted)
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
 

@@ -34,7 +34,7 @@ def _identities(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        provision(folder / "keys", config.clients)
+        provision(folder / "keys", config.nodes)
         for number, context in enumerate(grid.contexts.values()):
             context.node_config["secagg-identity"] = str(folder / "keys" / f"{number}.key")
             context.node_config["secagg-roster"] = str(folder / "keys" / "roster.json")
@@ -68,7 +68,7 @@ def simulate(
         FedVLMError: See `run_federation`.
     """
     config = config or SimulationConfig()
-    grid = InProcessGrid(app, config.clients, config.to_run_config(), config.workers)
+    grid = InProcessGrid(app, config.nodes, config.to_run_config(), config.workers)
     folder = Path(out) if out is not None else None
     try:
         with _identities(grid, config):

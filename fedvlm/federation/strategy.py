@@ -162,7 +162,7 @@ class FederationStrategy(WrappingStrategy):
         told = dict(metrics or {})
         count, upload = len(good), sum(map(_payload_bytes, good)) / max(1, len(good))
         if self._config.dp == "client":  # who came is secret: report what is public
-            count = round(self._config.fraction * self._config.clients)
+            count = round(self._config.fraction * self._config.nodes)
             upload = len(arrays[VECTOR].data) if arrays is not None else 0
         self.costs[number] = RoundCost(
             clients=count,

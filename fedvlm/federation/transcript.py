@@ -7,6 +7,7 @@ adapter. Every client sees the global adapter that it is sent.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -21,22 +22,31 @@ class Transcript:
     One `round-NNN.npz` a round: `global_adapter` (P,) float32, which every party saw, and, only
     where aggregation is plain, `updates` (K, P) float32, the adapters that the server saw one by
     one, with `clients` (K,) their node ids and `num_examples` (K,). `index.json` says which
-    party saw which. The last global adapter is the released one, in `adapter/`.
+    party saw which, and names the canaries, which nobody but their planter knows. The last global
+    adapter is the released one, in `adapter/`.
 
     Args:
         folder: The run's folder.
         protection: Name of the protection in force.
         schema: Hash of the adapter's schema.
+        canaries: What identifies the canaries that are planted, or None.
     """
 
-    def __init__(self, folder: Path, protection: str, schema: str) -> None:
+    def __init__(
+        self, folder: Path, protection: str, schema: str, canaries: dict[str, Any] | None = None
+    ) -> None:
         self._folder = folder / "transcript"
         self._current: NDArray[np.float32] | None = None
         self._plain = protection == "plain"
         seen = {"global_adapter": ["server", "client"]}
         if self._plain:
             seen["updates"] = ["server"]
-        index = {"protection": protection, "schema": schema, "seen_by": seen}
+        index = {
+            "protection": protection,
+            "schema": schema,
+            "seen_by": seen,
+            "canaries": canaries,
+        }
         write_text(self._folder / "index.json", json.dumps(index, indent=2) + "\n")
 
     def global_adapter(self, server_round: int, vector: NDArray[np.float32]) -> None:

@@ -4,8 +4,9 @@ Nothing heavy is imported here: `AuditResult` works on scores from any model. Th
 run are in `fedvlm.leakage.audit_run`, the shadows in `fedvlm.leakage.shadows`.
 """
 
+from fedvlm.canaries import Canaries
 from fedvlm.leakage.audit import AuditResult, audit_attacks
-from fedvlm.leakage.canaries import Canaries, andrew_estimate, exposure, recall_gap
+from fedvlm.leakage.canaries import andrew_estimate, exposure, recall_gap
 from fedvlm.leakage.epsilon import (
     clopper_pearson_bonferroni,
     clopper_pearson_split,

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.epsilon import clopper_pearson_bonferroni, gaussian_dp
 from fedvlm.leakage.intervals import auc_interval, auc_of, cluster_bootstrap
-from fedvlm.leakage.one_run import one_run, one_run_f_dp
+from fedvlm.leakage.one_run import one_run, one_run_f_dp, refutes_profile
 from fedvlm.leakage.roc import FPRS, Roc, TprAtFpr, roc, tpr_at_fpr
 from fedvlm.leakage.units import Claim, EpsilonLower, Interval, Kind, Unit
 
@@ -156,11 +156,21 @@ class AuditResult:
         inside = int(self.membership.sum())
         return bool(binomtest(inside, len(self.scores)).pvalue >= _UNFAIR)
 
+    @property
+    def _profile(self) -> tuple[tuple[float, float], ...]:
+        return self.claimed.profile if isinstance(self.claimed, Claim) else ()
+
+    @property
+    def _share(self) -> float:
+        """Each bound's part of alpha."""
+        one_run_bounds = (2 + bool(self._profile)) * int(self.fair_coins)
+        return self.alpha / (int(self.trials == "independent") + one_run_bounds or 1)
+
     @cached_property
     def epsilons(self) -> tuple[EpsilonLower, ...]:
         """Lower limits on ε. The bounds share `alpha`, so the largest of them is a bound too."""
         independent = self.trials == "independent"
-        share = self.alpha / (int(independent) + 2 * int(self.fair_coins) or 1)
+        share = self._share
         out: list[EpsilonLower] = []
         if self.fair_coins:
             out += [
@@ -193,12 +203,19 @@ class AuditResult:
         bounds = [one.value for one in self.epsilons if one.kind is Kind.BOUND]
         return max(bounds, default=None)
 
+    @cached_property
+    def profile_refuted(self) -> bool:
+        """Whether one run refutes the profile that came with the claim; False without one."""
+        if not self._profile or not self.fair_coins:
+            return False
+        return refutes_profile(self.scores, self.membership, self._profile, self._share)
+
     @property
     def refuted(self) -> bool | None:
-        """Whether a bound exceeds the claim; None without a claim or without a bound."""
+        """Whether a bound exceeds the claim or its profile; None without a claim or a bound."""
         if not isinstance(self.claimed, Claim) or self.epsilon_lower is None:
             return None
-        return self.epsilon_lower > self.claimed.epsilon
+        return self.epsilon_lower > self.claimed.epsilon or self.profile_refuted
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the scores, as JSON takes it."""
@@ -225,7 +242,7 @@ class AuditResult:
             ],
             "epsilon_lower": self.epsilon_lower,
             "epsilons": [asdict(one) for one in self.epsilons],
-            "claimed": asdict(self.claimed) if isinstance(self.claimed, Claim) else None,
+            "claimed": self.claimed.to_dict() if isinstance(self.claimed, Claim) else None,
             "refuted": self.refuted,
         }
 

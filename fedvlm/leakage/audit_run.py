@@ -1,18 +1,22 @@
 """Audit a run: guards first, then every attack that each vantage affords."""
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fedvlm.errors import ProtocolError
 from fedvlm.federation.result import Result
 from fedvlm.federation.task import Progress, load_task, quiet
 from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
+from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries
 from fedvlm.leakage.intervals import auc_interval
 from fedvlm.leakage.probe import Candidates, Probe, candidates_of
+from fedvlm.leakage.reconstruction import Rebuilt, reconstruct
 from fedvlm.leakage.shadow_attacks import shadow_scores
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError, run_config
@@ -53,8 +57,11 @@ class RunAudit:
         absent: Vantage → why there is no view of it.
         baseline: AUC of the untouched backbone, with a 99.9 % interval.
         claim: The run's claim, or None without DP.
-        identity: Seed, fingerprints of data, splits and negatives, model, schema.
+        identity: Seed, fingerprints of data, splits, negatives and backbone, schema; and who
+            decrypts, where sums are encrypted.
         alpha: Chance, for each vantage, that any of its figures is wrong.
+        canaries: What the run's planted canaries show; None where it planted none.
+        reconstructions: What could be rebuilt of the pairs, vantage by vantage.
     """
 
     results: list[AuditResult]
@@ -63,6 +70,8 @@ class RunAudit:
     claim: Claim | None
     identity: dict[str, Any]
     alpha: float
+    canaries: CanaryAudit | None = None
+    reconstructions: tuple[Rebuilt, ...] = ()
 
     @property
     def best(self) -> list[AuditResult]:
@@ -74,9 +83,11 @@ class RunAudit:
 
     @property
     def refuted(self) -> bool:
-        """Whether a bound exceeds the run's claim, α split over the vantages too."""
-        parties = len({one.vantage for one in self.results})
-        return any(replace(one, alpha=one.alpha / parties).refuted for one in self.results)
+        """Whether a bound exceeds the run's claim, α split over the vantages and canaries too."""
+        if self.canaries is not None and self.canaries.refuted:
+            return True
+        parts = len({one.vantage for one in self.results}) * (1 + (self.canaries is not None))
+        return any(replace(one, alpha=one.alpha / parts).refuted for one in self.results)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the entry `leakage` of a result."""
@@ -93,13 +104,9 @@ class RunAudit:
                 "high": self.baseline.high,
                 "confidence": self.baseline.confidence,
             },
-            "claim": None
-            if self.claim is None
-            else {
-                "epsilon": self.claim.epsilon,
-                "delta": self.claim.delta,
-                "unit": str(self.claim.unit),
-            },
+            "claim": self.claim and self.claim.to_dict(),
+            "canaries": self.canaries and self.canaries.to_dict(),
+            "reconstructions": [asdict(one) for one in self.reconstructions],
             "refuted": self.refuted,
             "confidence": 1 - self.alpha,
             "identity": self.identity,
@@ -180,16 +187,33 @@ def audit_run(
             clusters=who.clients if many else None,
             vantage=str(vantage),
         )
+    planted = None
+    if config.canaries:
+        progress("canaries", 0, 1)
+        planted = audit_canaries(folder, config, task.view.size, claim, alpha / 2)
+    progress("reconstruction", 0, 1)
+    rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
     identity = {
         "seed": config.seed,
         "model": config.model,
+        "backbone": _backbone_hash(task.model.vlm),
         "data": task.data.fingerprint,
         "splits": task.splits.fingerprint,
         "negatives": probe.negatives_hash,
         "schema": task.view.schema,
         "candidates": len(candidates.indices),
+        "decrypted_by": result.protection["parameters"].get("trust"),
     }
-    return RunAudit(results, absent, baseline, claim, identity, alpha)
+    return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt)
+
+
+def _backbone_hash(vlm: nn.Module) -> str:
+    """Return SHA-256 of the parameters that nobody trains, in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vlm.named_parameters()):
+        if not value.requires_grad:
+            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _possible(name: str, probe: Probe) -> bool:

@@ -1,6 +1,4 @@
-"""Canaries: what a client plants so that its own privacy can be measured."""
-
-from dataclasses import dataclass
+"""What planted canaries and remembered pairs show, in figures."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,61 +7,6 @@ from scipy.stats import norm
 
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.units import EpsilonLower, Kind, Unit
-
-
-@dataclass(frozen=True, eq=False)
-class Canaries:
-    """Random unit directions, each planted or held out by a fair coin.
-
-    In P dimensions random directions are almost orthogonal, so each is a test of its own, and one
-    run with many of them suffices (Andrew et al. 2023; Maddock et al. 2022; Steinke et al. 2023).
-
-    Attributes:
-        directions: Shape (m, P), float32, unit rows.
-        planted: Shape (m,), bool: the coins.
-    """
-
-    directions: NDArray[np.float32]
-    planted: NDArray[np.bool_]
-
-    @classmethod
-    def draw(cls, count: int, size: int, rng: np.random.Generator) -> "Canaries":
-        """Draw canaries.
-
-        Args:
-            count: m, at least 2.
-            size: P, at least 2.
-            rng: Draws directions and coins. An audit's coins are an experiment's, and no secret.
-
-        Raises:
-            ConfigError: Too few canaries or dimensions.
-        """
-        if count < 2 or size < 2:
-            raise ConfigError(f"need at least 2 canaries in 2 dimensions, got {count} in {size}")
-        raw = rng.standard_normal((count, size), dtype=np.float32)
-        raw /= np.linalg.norm(raw, axis=1, keepdims=True)
-        return cls(raw, rng.random(count) < 0.5)
-
-    def updates(self, length: float) -> NDArray[np.float32]:
-        """Return the updates of the clients that plant: shape (planted, P), of one length each.
-
-        Args:
-            length: Usually the clip norm: the most that a client may send. Longer canaries test
-                whether anybody clips.
-        """
-        return self.directions[self.planted] * np.float32(length)
-
-    def scores(self, total: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return each direction's share of a sum of updates: shape (m,), higher if planted.
-
-        Args:
-            total: Shape (P,): one client's update (V1) or a released sum (V2).
-        """
-        return (self.directions @ total).astype(np.float64)
-
-    def cosines(self, total: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return each direction's cosine with a sum: N(0, 1/P) if it wasn't planted."""
-        return self.scores(total) / max(float(np.linalg.norm(total)), 1e-12)
 
 
 def clip(updates: NDArray[np.float32], norm_limit: float) -> NDArray[np.float32]:
@@ -123,6 +66,24 @@ def exposure(canary: float, references: NDArray[np.float64]) -> float:
     """
     rank = 1 + int((references >= canary).sum())
     return float(np.log2(len(references) + 1) - np.log2(rank))
+
+
+def exposures(
+    scores: NDArray[np.float64], planted: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the exposure of planted canaries among held-out ones, and of these among the rest.
+
+    Args:
+        scores: Shape (m,), at least two of them held out.
+        planted: Shape (m,).
+
+    Returns:
+        Bits, shapes (planted,) and (held out,). Both have one mean where nothing was remembered.
+    """
+    held = scores[~planted]
+    inside = [exposure(float(one), held[1:]) for one in scores[planted]]
+    outside = [exposure(float(one), np.delete(held, at)) for at, one in enumerate(held)]
+    return np.array(inside), np.array(outside)
 
 
 def recall_gap(

@@ -29,8 +29,10 @@ def audit_command(
 ) -> None:
     """Attack a run from every vantage, and test the epsilon that it claims.
 
-    Writes `audit.json`, `audit-roc.png`, and the entry `leakage` of the run's result. Exit
-    code 3: the claimed epsilon is refuted, or the split can't carry an audit.
+    Tests noise and clip norm too, where the run planted canaries that are clients. Writes
+    `audit.json`, `audit-roc.png`, and the entry `leakage` of the run's result. Exit
+    code 3: the claimed epsilon or the stated mechanism is refuted, or the split can't carry an
+    audit.
     """
     found = audit_run(folder, per_client=per_client, alpha=alpha, progress=_progress)
     replace(Result.load(folder), leakage=found.rows()).save(folder)
@@ -42,7 +44,10 @@ def audit_command(
     else:
         show(found)
     if found.refuted:
-        typer.echo("the claimed epsilon is refuted", err=True)
+        check = found.canaries and found.canaries.conformance
+        violated = check is not None and check.violated
+        what = f"the mechanism is not what it states: {check}" if violated else ""
+        typer.echo(what or "the claimed epsilon is refuted", err=True)
         raise typer.Exit(REFUTED)
 
 
@@ -72,8 +77,17 @@ def show(found: RunAudit) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
+    if found.identity.get("decrypted_by"):
+        console.print(f"V2 is also the view of whoever decrypts: {found.identity['decrypted_by']}")
     for vantage, reason in found.absent.items():
         console.print(f"{vantage}: {reason}")
+    _show_canaries(found, console)
+    for row in found.reconstructions:
+        console.print(
+            f"{row.vantage} {row.attack}: members {row.members:.3f}, non-members "
+            f"{row.non_members:.3f} {row.unit}; difference {row.difference:.3f} "
+            f"[{row.low:.3f}, {row.high:.3f}] over {row.examples} pairs"
+        )
     console.print(f"blind baseline on the untouched backbone: AUC {found.baseline} (99.9 %)")
     claim = found.claim
     if claim is None:
@@ -82,6 +96,24 @@ def show(found: RunAudit) -> None:
         console.print(f"claimed: epsilon {claim.epsilon:.2f} at delta {claim.delta:g}, per sample")
     else:
         console.print(
-            f"claimed: epsilon {claim.epsilon:.2f} per client; these attacks ask about samples, "
-            "so they neither confirm nor refute it"
+            f"claimed: epsilon {claim.epsilon:.2f} per client; attacks on samples neither confirm "
+            "nor refute it, canaries that are clients do"
         )
+
+
+def _show_canaries(found: RunAudit, console: Console) -> None:
+    """Print what planted canaries show."""
+    if found.canaries is None:
+        return
+    for one in found.canaries.results:
+        lower = one.epsilon_lower
+        bound = "no bound: unfair coins" if lower is None else f"ε ≥ {lower:.2f} per {one.unit}"
+        tested = {None: "no claim here", False: "claim stands", True: "claim refuted"}[one.refuted]
+        console.print(
+            f"{one.vantage} canaries: AUC {one.auc}, {bound} ({tested}); planted ones are "
+            f"{found.canaries.exposure[one.vantage]} bits more exposed"
+        )
+    if found.canaries.andrew is not None:
+        console.print(f"canaries, Andrew's estimate: ε ≈ {found.canaries.andrew:.2f} per client")
+    if found.canaries.conformance is not None:
+        console.print(f"mechanism: {found.canaries.conformance}")

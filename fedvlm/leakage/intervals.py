@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, norm, rankdata
+from scipy.stats import beta, norm, rankdata, t
 
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.units import Interval
@@ -76,6 +76,22 @@ def auc_interval(members: Scores, others: Scores, alpha: float = 0.05) -> Interv
     reach = float(norm.isf(alpha / 2)) * np.sqrt(variance) / (area * (1 - area))
     low, high = (float(1 / (1 + np.exp(-end))) for end in (middle - reach, middle + reach))
     return Interval(area, low, high, 1 - alpha)
+
+
+def mean_difference(one: Scores, other: Scores, alpha: float = 0.05) -> Interval:
+    """Return mean(one) − mean(other) with Welch's interval.
+
+    Args:
+        one: Shape (n,), n >= 2, independent.
+        other: Shape (m,), m >= 2, independent.
+        alpha: One less the confidence, in (0, 1).
+    """
+    value = float(one.mean() - other.mean())
+    parts = np.array([one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)])
+    weights = parts**2 / np.array([len(one) - 1, len(other) - 1])
+    freedom = parts.sum() ** 2 / max(float(weights.sum()), 1e-300)
+    reach = float(t.isf(alpha / 2, max(freedom, 1.0)) * np.sqrt(parts.sum()))
+    return Interval(value, value - reach, value + reach, 1 - alpha)
 
 
 def cluster_bootstrap(

@@ -1,6 +1,6 @@
 """Gradient inversion: from an update back to what it was computed on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,15 +72,15 @@ def invert_gate(weight_gradient: Tensor, bias_gradient: Tensor, inner: Tensor, b
     return torch.linalg.solve(inner.double(), (torch.atanh(hidden) - bias).double()).float()
 
 
-def gradient_of(loss: Tensor, parameters: list[Tensor], create_graph: bool = False) -> Tensor:
-    """Return the gradient of a loss as one vector."""
-    grads = torch.autograd.grad(loss, parameters, create_graph=create_graph)
+def gradient_of(loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Tensor:
+    """Return the gradient of a loss as one vector, zero where a parameter took no part."""
+    grads = torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
     return torch.cat([g.reshape(-1) for g in grads])
 
 
 def invert_gradient(
     observed: Tensor,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     loss: Loss,
     start: Tensor,
     *,

@@ -1,6 +1,6 @@
 """Lower limits on epsilon from one training run with many examples, each in by a fair coin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import bdtr, ndtr, ndtri
@@ -100,6 +100,42 @@ def approximate_inverse(epsilon: float, delta: float) -> Inverse:
     """Return the inverse of 1 − f for the trade-off f of (ε, δ)-DP (Dong et al. 2022, eq. 5)."""
     grow = float(np.exp(epsilon))
     return lambda rho: max(0.0, (rho - delta) / grow, 1 - delta - grow * (1 - rho))
+
+
+def profile_inverse(profile: Sequence[tuple[float, float]]) -> Inverse:
+    """Return the inverse of 1 − f for the trade-off f that pairs (ε, δ) hold together."""
+    deltas = np.array([delta for _, delta in profile])
+    grow = np.exp([epsilon for epsilon, _ in profile])
+
+    def inverse(rho: float) -> float:
+        return max(
+            0.0,
+            float(((rho - deltas) / grow).max()),
+            float((1 - deltas - grow * (1 - rho)).max()),
+        )
+
+    return inverse
+
+
+def refutes_profile(
+    scores: Scores, membership: np.ndarray, profile: Sequence[tuple[float, float]], alpha: float
+) -> bool:
+    """Return whether one run refutes a claimed privacy profile (Mahloujifar et al. 2024).
+
+    A profile says more than one (ε, δ), so less suffices to refute it: a Gaussian mechanism at
+    half of its stated noise, for instance.
+
+    Args:
+        scores: Shape (m,), higher for members.
+        membership: Shape (m,), bool: the coins.
+        profile: Pairs (ε, δ), all of which are claimed.
+        alpha: Chance of refuting a claim that holds, in (0, 1).
+    """
+    share, inverse = alpha / len(_SHARES), profile_inverse(profile)
+    return any(
+        f_dp_rejects(inverse, len(scores), guesses, right, share)
+        for guesses, right in _guesses(scores, membership)
+    )
 
 
 def f_dp_rejects(inverse: Inverse, total: int, guesses: int, right: int, alpha: float) -> bool:

@@ -37,6 +37,20 @@ class Candidates:
         keep = self.clients != (-1 if client is None else client)
         return Candidates(self.indices[keep], self.membership[keep], self.clients[keep])
 
+    def handful(self, count: int) -> "Candidates":
+        """Return `count` candidates, half members, client after client; fewer where few are."""
+        picked: list[int] = []
+        for kind in (True, False):
+            rows = np.flatnonzero(self.membership == kind)
+            turn = np.array(
+                [
+                    int((self.clients[rows[:at]] == self.clients[row]).sum())
+                    for at, row in enumerate(rows)
+                ]
+            )
+            picked += rows[np.argsort(turn, kind="stable")][: count // 2].tolist()
+        return Candidates(self.indices[picked], self.membership[picked], self.clients[picked])
+
 
 def candidates_of(task: Task, per_client: int) -> Candidates:
     """Draw candidates from each client's pairs and their held-out twins, blind to the coin.
@@ -134,7 +148,7 @@ class Probe:
     def _measure(self, adapter: bytes, rows: bytes) -> Cosines:
         indices = np.frombuffer(rows, dtype=np.int64)
         images, texts = self.embeddings(np.frombuffer(adapter, dtype=np.float32), indices)
-        public_images, public_texts = self._public()
+        public_images, public_texts = self.public_embeddings()
         own = (images * texts).sum(1).numpy().astype(np.float64)
         against_texts = (images @ public_texts.T).numpy().astype(np.float64)
         against_images = (texts @ public_images.T).numpy().astype(np.float64)
@@ -167,7 +181,7 @@ class Probe:
         images = task.model.vlm.embed({"pixel_values": torch.from_numpy(features)}, "image")
         return (images * texts).sum(1).numpy().astype(np.float64)[None]
 
-    def _public(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def public_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed the negatives under the adapter that the model has now."""
         task = self.task
         texts = task.model.vlm.embed(task.pairs.captions(self._rows), "text")
@@ -202,7 +216,7 @@ class Probe:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         task, vlm = self.task, self.task.model.vlm
         task.view.write(np.array(adapter))
-        public_images, public_texts = self._public()
+        public_images, public_texts = self.public_embeddings()
         directions = -torch.from_numpy(np.array(updates))
         dots, norms = [], []
         vlm.eval()

@@ -121,14 +121,21 @@ def attack_p(losses: Array, population: Array) -> Array:
     return 1 - below / len(population)
 
 
-def attack_r(losses: Array, references: Array) -> Array:
+def attack_r(losses: Array, references: Array, outside: NDArray[np.bool_]) -> Array:
     """Return Pr_θ'[ℓ(x; θ') ≥ ℓ(x; θ)] over reference models (Ye et al. 2022, attack R).
 
     Args:
         losses: Shape (N,), under the audited model.
-        references: Shape (M, N), under models that did not train on x.
+        references: Shape (M, N), under reference models.
+        outside: Shape (M, N), whether a reference did *not* train on x; the others don't count.
+
+    Raises:
+        ConfigError: All references trained on some x.
     """
-    return (references >= losses[None, :]).mean(axis=0)
+    count = outside.sum(axis=0)
+    if (count == 0).any():
+        raise ConfigError("attack R needs a reference that didn't train on each example")
+    return (outside & (references >= losses[None, :])).sum(axis=0) / count
 
 
 def loss_trajectory(margins: Array) -> Array:

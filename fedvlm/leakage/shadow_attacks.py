@@ -1,4 +1,4 @@
-"""LiRA and RMIA on a released adapter, calibrated by shadow adapters on frozen features."""
+"""LiRA, RMIA and attack R on a released adapter, calibrated by shadows on frozen features."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from fedvlm.leakage.probe import Candidates, Probe
-from fedvlm.leakage.scores import lira_offline, lira_online, margin, rmia_offline
+from fedvlm.leakage.scores import attack_r, lira_offline, lira_online, margin, rmia_offline
 from fedvlm.leakage.shadows import ShadowSettings, draw_masks, similarities, train_shadows
 from fedvlm.leakage.vantage import View
 
@@ -53,7 +53,7 @@ def shadow_margins(
 
 
 def shadow_scores(view: View, probe: Probe, who: Candidates) -> dict[str, Array]:
-    """Return LiRA (online and offline) and RMIA on a released adapter.
+    """Return LiRA (online and offline), RMIA and attack R on a released adapter.
 
     Each φ of the audited adapter is read as its rank would be among the shadows': centred and
     scaled by the population's mean and deviation, since the families differ.
@@ -72,6 +72,7 @@ def shadow_scores(view: View, probe: Probe, who: Candidates) -> dict[str, Array]
     shadows, population = (shadows - base) / width, (population - base) / width
     out = np.where(masks, 0.0, expit(shadows)).sum(axis=0) / (~masks).sum(axis=0)
     return {
+        "attack-r": attack_r(-observed, -shadows, ~masks),
         "lira-online": lira_online(observed, shadows, masks),
         "lira-offline": lira_offline(observed, shadows, masks),
         "rmia-shadows": rmia_offline(

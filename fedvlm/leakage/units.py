@@ -1,7 +1,7 @@
 """What an audit speaks of: whose privacy, which claim, how sure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedvlm.errors import ConfigError
@@ -33,6 +33,8 @@ class Claim:
         epsilon: At least 0, finite.
         delta: In [0, 1).
         unit: Whose presence it hides.
+        profile: Further pairs (ε, δ) that are claimed with it, as a mechanism's whole trade-off
+            function; a claim is refuted where any of them is.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -41,6 +43,7 @@ class Claim:
     epsilon: float
     delta: float
     unit: Unit = Unit.SAMPLE
+    profile: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0 and 0 <= self.delta < 1):
@@ -48,6 +51,10 @@ class Claim:
                 f"a claim needs a finite epsilon >= 0 and 0 <= delta < 1; got "
                 f"({self.epsilon}, {self.delta})"
             )
+
+    def to_dict(self) -> dict[str, float | str]:
+        """Return the claim without its profile."""
+        return {"epsilon": self.epsilon, "delta": self.delta, "unit": str(self.unit)}
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,14 @@ class View:
         return value
 
     @classmethod
-    def from_run(cls, folder: Path, vantage: Vantage | str) -> "View":
+    def from_run(cls, folder: Path, vantage: Vantage | str, attacker: int = 0) -> "View":
         """Read what one party saw from the folder of a run with `transcript = true`.
 
         Args:
             folder: The run's folder.
             vantage: Who is looking. A run without secure aggregation also gives the view V2: the
                 server's as if it had seen the sum only.
+            attacker: Which client is looking at V3.
 
         Raises:
             ConfigError: The run kept no transcript.
@@ -117,9 +118,7 @@ class View:
             )
         inside = vantage in (Vantage.V1, Vantage.V2, Vantage.V3)
         aggregates = np.diff(record.adapters, axis=0) if inside else None
-        attacker = None
         if vantage is Vantage.V3 and aggregates is not None:
-            attacker = 0
             aggregates = record.without(attacker, aggregates)
         return cls(
             vantage=vantage,
@@ -128,7 +127,7 @@ class View:
             globals_=record.adapters[:-1] if inside else None,
             updates=record.updates if vantage is Vantage.V1 else None,
             aggregates=aggregates,
-            attacker=attacker,
+            attacker=attacker if vantage is Vantage.V3 else None,
             released=None if vantage is Vantage.V5 else record.adapters[-1],
             api=record.adapters[-1],
         )

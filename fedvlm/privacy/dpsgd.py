@@ -266,6 +266,7 @@ def train_privately(
     settings: DPSGDSettings,
     noise: NoiseSource,
     ledger: Ledger,
+    planted: NDArray[np.float32] | None = None,
 ) -> None:
     """Train an adapter in place with DP-SGD.
 
@@ -278,6 +279,8 @@ def train_privately(
         settings: Clip, noise, sampling, steps.
         noise: Source of noise and of sampling coins.
         ledger: Pays for all steps before the first is taken.
+        planted: Shape (K, P): gradients of K further units, the same in every step, sampled and
+            clipped like those of examples; for audits.
 
     Guarantees:
         The trained adapter is example-level DP as the ledger says, against whoever sees it. Adam
@@ -291,13 +294,18 @@ def train_privately(
     parameters = view.parameters
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     vlm.eval()
+    units = count + (0 if planted is None else len(planted))
     for _ in range(settings.steps):
-        chosen = poisson_sample(count, settings.sample_rate, noise)
+        sampled = poisson_sample(units, settings.sample_rate, noise)
+        chosen, further = sampled[sampled < count], sampled[sampled >= count] - count
         total = np.zeros(view.size)
         if len(chosen):
             total = clipped_gradient_sum(
                 vlm, view, loss, make_batch(chosen), settings.clip_norm, settings.physical_batch
             )
+        if planted is not None and len(further):
+            rows = torch.from_numpy(planted[further])
+            total += (_coefficients(rows.norm(dim=1), settings.clip_norm) @ rows).double().numpy()
         released = mechanism.release(total, noise) / settings.expected_batch
         pieces = torch.from_numpy(released).float().split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):

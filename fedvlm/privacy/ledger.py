@@ -127,6 +127,11 @@ class Ledger:
         return UNITS[self.unit](self._cost(self._events), self.delta)
 
     @property
+    def history(self) -> list[tuple[dp_accounting.DpEvent, int]]:
+        """Every event with the number of times that it happened."""
+        return list(self._events.items())
+
+    @property
     def releases(self) -> int:
         """Number of releases recorded."""
         return sum(self._events.values())

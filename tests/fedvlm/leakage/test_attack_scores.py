@@ -40,7 +40,12 @@ def test_population_attacks_count() -> None:
         pytest.approx(2 / 3),
     ]
     references = np.array([[1.0, 0.0], [3.0, 0.0]])
-    assert scores.attack_r(np.array([2.0, 1.0]), references).tolist() == [0.5, 0.0]
+    outside = np.ones((2, 2), dtype=bool)
+    assert scores.attack_r(np.array([2.0, 1.0]), references, outside).tolist() == [0.5, 0.0]
+    outside[0, 0] = False  # it trained on the first: only the other one speaks
+    assert scores.attack_r(np.array([2.0, 1.0]), references, outside).tolist() == [1.0, 0.0]
+    with pytest.raises(ConfigError, match="attack R"):
+        scores.attack_r(np.zeros(2), references, ~outside & outside)
 
 
 def test_rmia_prefers_what_the_model_learned() -> None:

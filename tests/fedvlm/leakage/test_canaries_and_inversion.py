@@ -6,9 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from fedvlm.adapters.feature import FeatureGate
+from fedvlm.canaries import Canaries
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.audit import AuditResult
-from fedvlm.leakage.canaries import Canaries, andrew_estimate, clip, exposure, recall_gap
+from fedvlm.leakage.canaries import andrew_estimate, clip, exposure, recall_gap
 from fedvlm.leakage.epsilon import gaussian_epsilon
 from fedvlm.leakage.inversion import (
     gradient_of,

@@ -1,0 +1,86 @@
+"""Does a run do what its ledger says? Its noise and its clipping, read off planted canaries.
+
+A bound on ε asks what any attacker could learn and needs thousands of canaries to refute an ε of
+some size. This asks less, and a few dozen suffice: whether the noise that is in the released sums
+can be as wide as stated, and whether a canary in them is no longer than the clip norm.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from fedvlm.canaries import Canaries
+from fedvlm.errors import ConfigError
+from fedvlm.leakage.intervals import mean_difference
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """What canaries say of a mechanism that states its noise and its clip norm.
+
+    Attributes:
+        noise_ratio: Upper limit of the noise's standard deviation over the stated one.
+        clip_ratio: Lower limit of a planted canary's mean length in the sum over the clip norm.
+        confidence: Chance that both limits are right.
+    """
+
+    noise_ratio: float
+    clip_ratio: float
+    confidence: float
+
+    @property
+    def violated(self) -> bool:
+        """Whether there is less noise than stated, or a canary longer than the clip norm."""
+        return self.noise_ratio < 1 or self.clip_ratio > 1
+
+    def __str__(self) -> str:
+        return (
+            f"noise at most {self.noise_ratio:.2f} of the stated, canaries at least "
+            f"{self.clip_ratio:.2f} clip norms long ({self.confidence:.0%})"
+        )
+
+
+def check_mechanism(
+    totals: NDArray[np.floating],
+    canaries: Canaries,
+    clip_norm: float,
+    noise_std: float,
+    alpha: float = 0.05,
+) -> Conformance:
+    """Hold a noised sum's stated noise and clip norm against canaries.
+
+    Noise: held-out directions carry noise, and whatever else is in the sum on top. Their squared
+    length over the noise's variance is a noncentral χ² at the least as large as a central one, so
+    that the limit holds whatever the clients sent. Clipping: the mean length of planted canaries
+    less that of held-out ones, by Welch's t.
+
+    Args:
+        totals: Shape (T, P): each round's sum of clipped updates, noise included.
+        canaries: The run's.
+        clip_norm: C as stated.
+        noise_std: Standard deviation of the noise on each coordinate of a sum, as stated.
+        alpha: Chance that a limit is wrong, in (0, 1); half for each.
+
+    Guarantees:
+        A mechanism that adds independent Gaussian noise of at least `noise_std` and clips to
+        `clip_norm` is called violated with chance at most α. One whose noise is normal only
+        nearly, as Skellam's is after rotation, nearly so.
+
+    Raises:
+        ConfigError: Fewer than two canaries of a kind.
+    """
+    held, planted = ~canaries.planted, canaries.planted
+    if held.sum() < 2 or planted.sum() < 2:
+        raise ConfigError("a check needs at least 2 planted and 2 held-out canaries")
+    directions = canaries.directions.astype(np.float64)
+    shares = directions @ totals.astype(np.float64).T  # (m, T)
+    gram = directions @ directions.T
+    quiet = np.linalg.solve(gram[np.ix_(held, held)], shares[held])
+    squares = float((shares[held] * quiet).sum()) / noise_std**2
+    freedom = int(held.sum()) * shares.shape[1]
+    noise_ratio = float(np.sqrt(squares / chi2.ppf(alpha / 2, freedom)))
+    lengths = np.linalg.solve(gram, shares).mean(axis=1)
+    longer = mean_difference(lengths[planted], lengths[held], alpha)  # its low end: at α/2
+    return Conformance(noise_ratio, longer.low / clip_norm, 1 - alpha)
