@@ -87,7 +87,7 @@ def test_both_ways_agree_with_a_loop(kind, monkeypatch):
     scale = np.abs(expected).max()
     got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=2)
     assert np.abs(got - expected).max() < 1e-4 * scale
-    monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+    monkeypatch.setattr(under_test, "taps_of", lambda vlm: None)
     by_vmap = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=3)
     assert np.abs(by_vmap - expected).max() < 1e-4 * scale
 
@@ -152,7 +152,7 @@ def test_one_example_moves_the_sum_by_the_clip_norm_at_most():
 @pytest.mark.parametrize("layers", [True, False])
 def test_a_poisoned_example_moves_no_more(value, layers, monkeypatch):
     if not layers:
-        monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+        monkeypatch.setattr(under_test, "taps_of", lambda vlm: None)
     vlm, view = _model()
     batch = _pairs()
     clean = clipped_gradient_sum(
