@@ -8,7 +8,7 @@ LoRA gets more: W + sBA is put in W's place for the two passes. What reaches the
 layer below is the same, and both factors' gradients follow from the layer's x and g alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
 
-# A trained parameter with left (B, T, o) and right (B, T, i): its gradient for each example is
-# leftᵀ right.
-Factors = tuple[nn.Parameter, Tensor, Tensor]
+# Trained parameters with left (B, T, o) and right (B, T, i): for each example, leftᵀ right is the
+# gradient of the parameters, one below the other.
+Factors = tuple[tuple[Tensor, ...], Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,19 @@ class Tap:
     Attributes:
         layer: The layer that is called.
         trained: Its trained parameters, or those of the LoRA around it.
-        factors: Turns x (B, T, in) and g (B, T, out) into the parameters' gradients.
-        merge: Returns what stands in the weight's place for the two passes; None for itself.
+        lora: The LoRA layer around it, or None.
     """
 
     layer: nn.Linear
-    trained: tuple[nn.Parameter, ...]
-    factors: Callable[[Tensor, Tensor], list[Factors]]
-    merge: Callable[[], Tensor] | None = None
+    trained: tuple[Tensor, ...]
     lora: Any = None
 
-
-def _linear_tap(layer: nn.Linear) -> Tap:
-    def factors(x: Tensor, g: Tensor) -> list[Factors]:
-        found: list[Factors] = []
-        if layer.weight.requires_grad:
-            found.append((layer.weight, g, x))
-        if layer.bias is not None and layer.bias.requires_grad:
-            found.append((layer.bias, g, torch.ones_like(g[:, :, :1])))
-        return found
-
-    return Tap(layer, tuple(p for p in layer.parameters() if p.requires_grad), factors)
+    @property
+    def pair(self) -> tuple[Tensor, Tensor, float]:
+        """LoRA's A (r, in), B (out, r) and scale."""
+        (name,) = self.lora.active_adapters
+        a, b = self.lora.lora_A[name].weight, self.lora.lora_B[name].weight
+        return a, b, float(self.lora.scaling[name])
 
 
 def _lora_tap(lora: Any) -> Tap | None:
@@ -60,43 +52,36 @@ def _lora_tap(lora: Any) -> Tap | None:
     if len(names) != 1 or type(lora.base_layer) is not nn.Linear or lora.lora_variant:
         return None
     (name,) = names
-    a, b = lora.lora_A[name], lora.lora_B[name]
-    scale = float(lora.scaling[name])
     frozen = not any(p.requires_grad for p in lora.base_layer.parameters())
-    exact = isinstance(lora.lora_dropout[name], nn.Identity) and b.bias is None
+    exact = isinstance(lora.lora_dropout[name], nn.Identity) and lora.lora_B[name].bias is None
     if not (frozen and exact) or lora.merged:
         return None
-
-    def factors(x: Tensor, g: Tensor) -> list[Factors]:
-        found: list[Factors] = []
-        if a.weight.requires_grad:
-            found.append((a.weight, scale * (g @ b.weight), x))
-        if b.weight.requires_grad:
-            found.append((b.weight, g, scale * (x @ a.weight.T)))
-        return found
-
-    def merge() -> Tensor:
-        return lora.base_layer.weight + scale * (b.weight @ a.weight)
-
-    trained = tuple(p for p in (a.weight, b.weight) if p.requires_grad)
-    return Tap(lora.base_layer, trained, factors, merge, lora)
+    weights = (lora.lora_A[name].weight, lora.lora_B[name].weight)
+    return Tap(lora.base_layer, tuple(p for p in weights if p.requires_grad), lora)
 
 
-def taps_of(vlm: VLM) -> list[Tap] | None:
+def taps_of(vlm: VLM, trained: Sequence[Tensor]) -> list[Tap] | None:
     """Return the layers that all trained parameters act through, or None where some don't."""
-    taps: list[Tap] = []
+    lora_kind: Any = ()
     if hasattr(vlm.backbone, "peft_config"):
         from peft.tuners.lora import Linear as LoraLinear
 
-        found = [_lora_tap(module) for module in vlm.modules() if isinstance(module, LoraLinear)]
-        taps = [tap for tap in found if tap is not None]
-    held = {id(p) for tap in taps for p in tap.trained}
+        lora_kind = LoraLinear
+    taps: list[Tap] = []
+    inside: set[int] = set()  # LoRA's own linear layers, which its tap stands for
     for module in vlm.modules():
-        free = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        if type(module) is nn.Linear and any(id(p) not in held for p in free):
-            taps.append(_linear_tap(module))
-            held |= {id(p) for p in free}
-    return taps if all(id(p) in held for p in vlm.parameters() if p.requires_grad) else None
+        tap = None
+        if isinstance(module, lora_kind):
+            tap = _lora_tap(module)
+            inside |= {id(p) for p in tap.trained} if tap else set()
+        elif type(module) is nn.Linear:
+            own = (module.weight, module.bias)
+            free = tuple(p for p in own if p is not None and p.requires_grad)
+            tap = Tap(module, free) if any(id(p) not in inside for p in free) else None
+        if tap is not None and tap.trained:
+            taps.append(tap)
+    held = {id(p) for tap in taps for p in tap.trained}
+    return taps if all(id(p) in held for p in trained) else None
 
 
 @contextmanager
@@ -105,10 +90,11 @@ def merged(taps: list[Tap]) -> Iterator[None]:
     before: list[tuple[Tap, Tensor]] = []
     try:
         for tap in taps:
-            if tap.merge is None:
+            if tap.lora is None:
                 continue
             with torch.no_grad():
-                weight = tap.merge()
+                a, b, scale = tap.pair
+                weight = torch.addmm(tap.layer.weight, b, a, alpha=scale)
             before.append((tap, tap.layer.weight.data))
             tap.layer.weight.data = weight
             tap.lora.merged_adapters.extend(tap.lora.active_adapters)
@@ -140,10 +126,56 @@ def _weighted_sum(left: Tensor, right: Tensor, factor: Tensor) -> Tensor:
     return left.flatten(0, 1).T @ right.flatten(0, 1)
 
 
-def _passes(
-    losses: Callable[[], Tensor], taps: list[Tap]
-) -> tuple[int, list[tuple[Tap, Tensor, Tensor]]]:
-    """Run forward and backward; returns the rows, and each call's tap with its x and g."""
+def _linear_factors(tap: Tap, x: Tensor, g: Tensor) -> Iterator[Factors]:
+    layer = tap.layer
+    if layer.weight.requires_grad:
+        yield (layer.weight,), g, x
+    if layer.bias is not None and layer.bias.requires_grad:
+        yield (layer.bias,), g, torch.ones_like(g[:, :, :1])
+
+
+def _lora_factors(taps: list[Tap], x: Tensor, gs: list[Tensor]) -> Iterator[Factors]:
+    """Yield the factors of LoRA layers on one input, as query, key and value are, all at once."""
+    pairs = [tap.pair for tap in taps]
+    whole = torch.cat([scale * a for a, _, scale in pairs])
+    hidden = (x @ whole.T).split([len(a) for a, _, _ in pairs], dim=2)
+    for (_, b, _), g, h in zip(pairs, gs, hidden, strict=True):
+        if b.requires_grad:
+            yield (b,), g, h
+    lower = [(a, g @ (scale * b)) for (a, b, scale), g in zip(pairs, gs, strict=True)]
+    lower = [(a, u) for a, u in lower if a.requires_grad]
+    if lower:
+        yield tuple(a for a, _ in lower), torch.cat([u for _, u in lower], dim=2), x
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer: its input x, and its output's gradient g."""
+
+    tap: Tap
+    x: Tensor
+    g: Tensor
+
+
+def _factors(calls: list[_Call], count: int) -> Iterator[Factors]:
+    once = len({id(call.tap) for call in calls}) == len(calls)
+    fans: dict[int, list[_Call]] = {}
+    for number, call in enumerate(calls):
+        # A layer that is called again must come with the same parameters each time: alone.
+        fans.setdefault(id(call.x) if once else number, []).append(call)
+    for fan in fans.values():
+        x = fan[0].x.detach().reshape(count, -1, fan[0].x.shape[-1])
+        gs = [call.g.reshape(count, -1, call.g.shape[-1]) for call in fan]
+        for call, g in zip(fan, gs, strict=True):
+            if call.tap.lora is None:
+                yield from _linear_factors(call.tap, x, g)
+        lora = [(call.tap, g) for call, g in zip(fan, gs, strict=True) if call.tap.lora is not None]
+        if lora:
+            yield from _lora_factors([tap for tap, _ in lora], x, [g for _, g in lora])
+
+
+def _passes(losses: Callable[[], Tensor], taps: list[Tap]) -> tuple[int, list[_Call]]:
+    """Run forward and backward; returns the rows, and the calls that a loss depends on."""
     calls: list[tuple[Tap, Tensor]] = []
     outputs: list[Tensor] = []
 
@@ -151,7 +183,7 @@ def _passes(
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:  # below the lowest trained layer nothing does
                 output.requires_grad_()
-            calls.append((tap, inputs[0].detach()))
+            calls.append((tap, inputs[0]))
             outputs.append(output)
 
         return keep
@@ -164,18 +196,13 @@ def _passes(
             handle.remove()
     count = len(values)
     gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True)
-    outputs.clear()
-    used: list[tuple[Tap, Tensor, Tensor]] = []
-    for (tap, x), g in zip(calls, gradients, strict=True):
-        if g is None:
-            continue
-        if len(x) != count:
+    used = [_Call(tap, x, g) for (tap, x), g in zip(calls, gradients, strict=True) if g is not None]
+    for call in used:
+        if len(call.x) != count:
             raise ConfigError(
-                f"a trained layer was called with {len(x)} rows for {count} examples; "
+                f"a trained layer was called with {len(call.x)} rows for {count} examples; "
                 "this loss is not row by row"
             )
-        rows = (x.reshape(count, -1, x.shape[-1]), g.reshape(count, -1, g.shape[-1]))
-        used.append((tap, *rows))
     return count, used
 
 
@@ -198,26 +225,26 @@ def clipped_sum(
         ConfigError: A layer's rows are not the examples.
     """
     count, used = _passes(losses, taps)
-    found: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+    found: dict[tuple[Tensor, ...], tuple[Tensor, Tensor]] = {}
+    sums: dict[Tensor, Tensor] = {}
     with torch.no_grad():
-        for tap, x, g in used:
-            for parameter, left, right in tap.factors(x, g):
-                if parameter in found:  # a layer that is called twice: its places add up
-                    before = found[parameter]
-                    left, right = (
-                        torch.cat(pair, dim=1) for pair in zip(before, (left, right), strict=True)
-                    )
-                found[parameter] = (left, right)
+        for parameters, left, right in _factors(used, count):
+            if parameters in found:  # a layer that is called twice: its places add up
+                before = found[parameters]
+                left, right = (
+                    torch.cat(pair, dim=1) for pair in zip(before, (left, right), strict=True)
+                )
+            found[parameters] = (left, right)
         squares = torch.zeros(count)
         for left, right in found.values():
             squares += _squared_norms(left, right)
         norms = squares.sqrt()
         factor = coefficients(norms)
-        sums: dict[Tensor, Tensor] = {}
         # NaN · 0 is NaN: where an example is not finite, it is taken out before the sum.
         broken = not bool(torch.isfinite(norms).all())
-        for parameter, (left, right) in found.items():
+        for parameters, (left, right) in found.items():
             if broken:
                 left, right = (torch.nan_to_num(side, 0.0, 0.0, 0.0) for side in (left, right))
-            sums[parameter] = _weighted_sum(left, right, factor)
+            parts = _weighted_sum(left, right, factor).split([len(p) for p in parameters])
+            sums |= dict(zip(parameters, parts, strict=True))
     return sums

@@ -132,7 +132,7 @@ def clipped_gradient_sum(
         ConfigError: The loss says that it is row by row, and is not.
     """
     units = len(pytree.tree_leaves(batch)[0])
-    taps = taps_of(vlm) if loss.rowwise else None
+    taps = taps_of(vlm, view.parameters) if loss.rowwise else None
     total = torch.zeros(view.size, dtype=torch.float64)
     with merged(taps or []):
         for start in range(0, units, physical_batch):
