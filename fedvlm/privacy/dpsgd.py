@@ -88,12 +88,12 @@ def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str
 
 
 def _sum_by_vmap(
-    vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float
+    vlm: VLM, loss: PrivateLoss, batch: Batch, coefficients: Callable[[Tensor], Tensor]
 ) -> dict[Tensor, Tensor]:
     gradients = per_example_gradients(vlm, loss, batch)
     flat = [value.flatten(1) for value in gradients.values()]
     norms = torch.stack([value.norm(dim=1) for value in flat]).norm(dim=0)
-    factor = _coefficients(norms, clip_norm)
+    factor = coefficients(norms)
     named = dict(vlm.named_parameters())
     # NaN · 0 is NaN: a unit that is not finite is taken out before the sum.
     return {
@@ -131,19 +131,23 @@ def clipped_gradient_sum(
     Raises:
         ConfigError: The loss says that it is row by row, and is not.
     """
+    batch, weights = loss.units(vlm, batch)
     units = len(pytree.tree_leaves(batch)[0])
     taps = taps_of(vlm, view.parameters) if loss.rowwise else None
     total = torch.zeros(view.size, dtype=torch.float64)
     with merged(taps or []):
         for start in range(0, units, physical_batch):
-            end = min(start + physical_batch, units)
-            part = pytree.tree_map(lambda value, a=start, b=end: value[a:b], dict(batch))
+            rows = slice(start, min(start + physical_batch, units))
+            part = pytree.tree_map(lambda value, r=rows: value[r], dict(batch))
+            scale = 1.0 if weights is None else weights[rows]
+
+            def coefficients(norms: Tensor, scale: Tensor | float = scale) -> Tensor:
+                return _coefficients(norms, clip_norm) * scale
+
             if taps is not None:
-                sums = clipped_sum(
-                    lambda p=part: loss(vlm, p), taps, lambda norms: _coefficients(norms, clip_norm)
-                )
+                sums = clipped_sum(lambda p=part: loss(vlm, p), taps, coefficients)
             else:
-                sums = _sum_by_vmap(vlm, loss, part, clip_norm)
+                sums = _sum_by_vmap(vlm, loss, part, coefficients)
             pieces = total.split([p.numel() for p in view.parameters])
             for parameter, piece in zip(view.parameters, pieces, strict=True):
                 if parameter in sums:  # one that no example used has a gradient of zero
