@@ -203,9 +203,11 @@ def main(
                 typer.echo(f"seed {seed}, {each}: {point.federated:.3f}", err=True)
     points = load_points(out)
     print(table(points))
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    write_text(out / "privacy-utility.md", table(points) + "\n")
+    figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     plot(points, ax)
-    figure.savefig(out / "privacy-utility.png", dpi=150)
+    figure.savefig(out / "privacy-utility.svg")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

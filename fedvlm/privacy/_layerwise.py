@@ -157,21 +157,32 @@ class _Call:
     g: Tensor
 
 
+def _used_places(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out places without a gradient: above the last attention only one token has any."""
+    places = g.shape[1]
+    used = g.abs().amax(dim=2) != 0
+    most = max(1, int(used.sum(dim=1).max()))
+    if 2 * most > places:
+        return x, g
+    rows = torch.arange(len(g))[:, None]
+    kept = used.byte().topk(most, dim=1).indices
+    return x[rows, kept], g[rows, kept]
+
+
 def _factors(calls: list[_Call], count: int) -> Iterator[Factors]:
     once = len({id(call.tap) for call in calls}) == len(calls)
-    fans: dict[int, list[_Call]] = {}
+    fans: dict[int, tuple[Tensor, list[tuple[Tap, Tensor]]]] = {}
     for number, call in enumerate(calls):
+        whole = call.x.detach().reshape(count, -1, call.x.shape[-1])
+        x, g = _used_places(whole, call.g.reshape(count, -1, call.g.shape[-1]))
+        if call.tap.lora is None:
+            yield from _linear_factors(call.tap, x, g)
+            continue
         # A layer that is called again must come with the same parameters each time: alone.
-        fans.setdefault(id(call.x) if once else number, []).append(call)
-    for fan in fans.values():
-        x = fan[0].x.detach().reshape(count, -1, fan[0].x.shape[-1])
-        gs = [call.g.reshape(count, -1, call.g.shape[-1]) for call in fan]
-        for call, g in zip(fan, gs, strict=True):
-            if call.tap.lora is None:
-                yield from _linear_factors(call.tap, x, g)
-        lora = [(call.tap, g) for call, g in zip(fan, gs, strict=True) if call.tap.lora is not None]
-        if lora:
-            yield from _lora_factors([tap for tap, _ in lora], x, [g for _, g in lora])
+        shared = once and x is whole
+        fans.setdefault(id(call.x) if shared else -number - 1, (x, []))[1].append((call.tap, g))
+    for x, fan in fans.values():
+        yield from _lora_factors([tap for tap, _ in fan], x, [g for _, g in fan])
 
 
 def _passes(losses: Callable[[], Tensor], taps: list[Tap]) -> tuple[int, list[_Call]]:
