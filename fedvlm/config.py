@@ -60,6 +60,8 @@ class SimulationConfig:
         delta: δ that it holds at, in (0, 1).
         clip_norm: L2 norm that an example's gradient or a client's update is clipped to.
         adaptive: Whether the clip of client-level DP follows the median of the updates' norms.
+        weight_cap: Examples at which a client's weight under client-level DP is full: it weighs
+            min(examples, cap) / cap, so that the clip stays the sensitivity; 0 weighs all alike.
         simulated_noise: Draw noise from the seed, for experiments: reproducible, protects nobody.
         references: Whether to compute zero-shot, local-only and central beside the federation.
         reference_epochs: Passes of the local-only and the central reference over their data.
@@ -99,6 +101,7 @@ class SimulationConfig:
     delta: float = 1e-5
     clip_norm: float = 1.0
     adaptive: bool = False
+    weight_cap: int = 0
     simulated_noise: bool = False
     references: bool = True
     reference_epochs: int = 6
@@ -116,6 +119,7 @@ class SimulationConfig:
         for key, least in (
             ("seed", 0),
             ("workers", 0),
+            ("weight_cap", 0),
             ("rounds", 1),
             ("clients", 2),
             ("reference_epochs", 1),

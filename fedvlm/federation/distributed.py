@@ -1,6 +1,7 @@
 """Distributed DP in a federation: clients noise integers, the server decodes their secure sum."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
     """Return the terms of the secure sum that distributed DP needs.
 
+    A cohort may turn out smaller than it was planned. Its own quorum would then let through sums
+    with less noise than the ledger assumes, so the planned quorum is the floor that each client
+    holds: below it nobody unmasks.
+
     Args:
         config: The federation's configuration.
         size: Parameters P of the adapter.
@@ -33,7 +38,8 @@ def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
 
     plan = distributed_mechanism(config, size).lanes()
     # Clients clip before they rotate; what is summed are integers, which nothing may rescale.
-    return Policy(plan=plan, clip=False, update="delta")
+    terms = Policy(plan=plan, clip=False, update="delta")
+    return replace(terms, min_clients=terms.sharing(plan.clients).quorum)
 
 
 class DistributedStrategy(PrivateStrategy):

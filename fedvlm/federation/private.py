@@ -207,10 +207,11 @@ class ClientLevelStrategy(PrivateStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Release the round's noised mean; nothing else of the replies goes further."""
-        updates = []
+        updates, weights = [], []
         for reply in replies:
             if reply.has_error():
                 continue
+            weights.append(self._weight(reply))
             vector = reply.content.array_records["arrays"][VECTOR].numpy()
             # A vector of another shape counts as no update, as a NaN does: no client can stop
             # the round, or make its presence known by an error.
@@ -219,7 +220,7 @@ class ClientLevelStrategy(PrivateStrategy):
         released = release_round(
             self._mechanism,
             updates,
-            [1.0] * len(updates),
+            weights,
             self._global.size,
             self._expected,
             noise_source(self.config, "client", server_round),
@@ -233,6 +234,14 @@ class ClientLevelStrategy(PrivateStrategy):
         vector = (self._global + released.mean).astype(np.float32)
         arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
         return arrays, MetricRecord()
+
+    def _weight(self, reply: Message) -> float:
+        """Return a client's weight in [0, 1]; what it says of itself can't raise it above 1."""
+        cap = self.config.weight_cap
+        if not cap:
+            return 1.0
+        told = next(iter(reply.content.metric_records.values()), {}).get("num-examples", 0)
+        return min(float(told), cap) / cap if isinstance(told, int | float) else 0.0
 
     @property
     def clip_norm(self) -> float:
@@ -254,6 +263,7 @@ class ClientLevelStrategy(PrivateStrategy):
             "update_noise_multiplier": self._mechanism.updates.noise_multiplier,
             "sample_rate": self._mechanism.sample_rate,
             "expected_clients": self._expected,
+            "weight_cap": self.config.weight_cap,
             "final_clip_norm": self.clip_norm,
         }
 

@@ -172,8 +172,11 @@ def noise_multiplier_for(
     for _ in range(_SEARCHES):
         if at_high >= target_epsilon * (1 - _CLOSE) or at_low <= at_high:
             break
-        aim = math.log(at_low / (target_epsilon * (1 - _CLOSE / 2)))
-        middle = low * (high / low) ** min(max(aim / math.log(at_low / at_high), 0.02), 0.98)
+        share = 0.5  # where ε at the lower end is infinite, halve
+        if math.isfinite(at_low):
+            aim = math.log(at_low / (target_epsilon * (1 - _CLOSE / 2)))
+            share = min(max(aim / math.log(at_low / at_high), 0.02), 0.98)
+        middle = low * (high / low) ** share
         found = spent(middle)
         if found > target_epsilon:
             low, at_low = middle, found

@@ -19,8 +19,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
 from fedvlm.adapters.flat import FlatView
-from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
+from fedvlm.privacy._layerwise import clipped_sum, merged, taps_of
 from fedvlm.privacy.ledger import Ledger
 from fedvlm.privacy.losses import Batch, PrivateLoss
 from fedvlm.privacy.mechanisms import GaussianMechanism
@@ -88,97 +88,18 @@ def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str
 
 
 def _sum_by_vmap(
-    vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float
+    vlm: VLM, loss: PrivateLoss, batch: Batch, coefficients: Callable[[Tensor], Tensor]
 ) -> dict[Tensor, Tensor]:
     gradients = per_example_gradients(vlm, loss, batch)
     flat = [value.flatten(1) for value in gradients.values()]
     norms = torch.stack([value.norm(dim=1) for value in flat]).norm(dim=0)
-    factor = _coefficients(norms, clip_norm)
+    factor = coefficients(norms)
     named = dict(vlm.named_parameters())
     # NaN · 0 is NaN: a unit that is not finite is taken out before the sum.
     return {
         named[name]: torch.einsum("b,b...->...", factor, torch.nan_to_num(value, 0.0, 0.0, 0.0))
         for name, value in gradients.items()
     }
-
-
-def _linear_layers(vlm: VLM) -> list[nn.Linear] | None:
-    """Return the linear layers that hold all trained parameters, or None where others do."""
-    layers = [
-        module
-        for module in vlm.modules()
-        if type(module) is nn.Linear and any(p.requires_grad for p in module.parameters())
-    ]
-    held = {id(p) for layer in layers for p in layer.parameters()}
-    alone = all(id(p) in held for p in vlm.parameters() if p.requires_grad)
-    return layers if alone else None
-
-
-def _squared_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Return ‖Σ_t g_t x_tᵀ‖² for each unit, in whichever of two ways is less work."""
-    places = inputs.shape[1]
-    if places * (inputs.shape[2] + outputs.shape[2]) < inputs.shape[2] * outputs.shape[2]:
-        by_input = inputs @ inputs.transpose(1, 2)
-        by_output = outputs @ outputs.transpose(1, 2)
-        # Exact arithmetic can't go below zero; rounding can.
-        return (by_input * by_output).sum(dim=(1, 2)).clamp(min=0)
-    return (outputs.transpose(1, 2) @ inputs).square().sum(dim=(1, 2))
-
-
-def _sum_by_layers(
-    vlm: VLM, loss: PrivateLoss, batch: Batch, clip_norm: float, layers: list[nn.Linear]
-) -> dict[Tensor, Tensor]:
-    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, inputs[0].detach(), output))  # pyright: ignore[reportArgumentType]
-
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        losses = loss(vlm, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    count = len(losses)
-    outputs = [output for _, _, output in calls]
-    found = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
-    seen: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
-    for (layer, inputs, _), outgoing in zip(calls, found, strict=True):
-        if outgoing is None:
-            continue
-        if len(inputs) != count:
-            raise ConfigError(
-                f"a trained layer was called with {len(inputs)} rows for {count} examples; "
-                "this loss is not row by row"
-            )
-        pair = (inputs.reshape(count, -1, inputs.shape[-1]), outgoing.detach())
-        seen.setdefault(layer, []).append((pair[0], pair[1].reshape(count, -1, outgoing.shape[-1])))
-    merged = {
-        layer: tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        if len(parts) > 1
-        else parts[0]
-        for layer, parts in seen.items()
-    }
-    squares = torch.zeros(count)
-    for layer, (inputs, outgoing) in merged.items():
-        if layer.weight.requires_grad:
-            squares += _squared_norms(inputs, outgoing)
-        if layer.bias is not None and layer.bias.requires_grad:
-            squares += outgoing.sum(dim=1).square().sum(dim=1)
-    norms = squares.sqrt()
-    factor = _coefficients(norms, clip_norm)
-    # NaN · 0 is NaN: where a unit is not finite, it is taken out before the sum.
-    broken = not bool(torch.isfinite(norms).all())
-    sums: dict[Tensor, Tensor] = {}
-    for layer, (inputs, outgoing) in merged.items():
-        if broken:
-            inputs, outgoing = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (inputs, outgoing))
-        scaled = outgoing * factor[:, None, None]
-        if layer.weight.requires_grad:
-            sums[layer.weight] = scaled.flatten(0, 1).T @ inputs.flatten(0, 1)
-        if layer.bias is not None and layer.bias.requires_grad:
-            sums[layer.bias] = scaled.sum(dim=(0, 1))
-    return sums
 
 
 def clipped_gradient_sum(
@@ -210,22 +131,28 @@ def clipped_gradient_sum(
     Raises:
         ConfigError: The loss says that it is row by row, and is not.
     """
+    batch, weights = loss.units(vlm, batch)
     units = len(pytree.tree_leaves(batch)[0])
-    total = np.zeros(view.size)
-    layers = _linear_layers(vlm) if loss.rowwise else None
-    for start in range(0, units, physical_batch):
-        end = min(start + physical_batch, units)
-        part = pytree.tree_map(lambda value, a=start, b=end: value[a:b], dict(batch))
-        if layers is not None:
-            sums = _sum_by_layers(vlm, loss, part, clip_norm, layers)
-        else:
-            sums = _sum_by_vmap(vlm, loss, part, clip_norm)
-        # A parameter that no example used has no entry: its gradient is zero.
-        pieces = [
-            sums[p].reshape(-1) if p in sums else torch.zeros(p.numel()) for p in view.parameters
-        ]
-        total += torch.cat(pieces).double().numpy()
-    return total
+    taps = taps_of(vlm, view.parameters) if loss.rowwise else None
+    total = torch.zeros(view.size, dtype=torch.float64)
+    with merged(taps or []):
+        for start in range(0, units, physical_batch):
+            rows = slice(start, min(start + physical_batch, units))
+            part = pytree.tree_map(lambda value, r=rows: value[r], dict(batch))
+            scale = 1.0 if weights is None else weights[rows]
+
+            def coefficients(norms: Tensor, scale: Tensor | float = scale) -> Tensor:
+                return _coefficients(norms, clip_norm) * scale
+
+            if taps is not None:
+                sums = clipped_sum(lambda p=part: loss(vlm, p), taps, coefficients)
+            else:
+                sums = _sum_by_vmap(vlm, loss, part, coefficients)
+            pieces = total.split([p.numel() for p in view.parameters])
+            for parameter, piece in zip(view.parameters, pieces, strict=True):
+                if parameter in sums:  # one that no example used has a gradient of zero
+                    piece += sums[parameter].reshape(-1)
+    return total.numpy()
 
 
 @dataclass(frozen=True)
@@ -255,6 +182,27 @@ class DPSGDSettings:
         return GaussianMechanism(
             loss.factor * self.clip_norm, self.noise_multiplier, self.sample_rate
         )
+
+
+def release_step(
+    optimizer: torch.optim.Optimizer,
+    view: FlatView,
+    total: NDArray[np.float64],
+    mechanism: GaussianMechanism,
+    expected_batch: float,
+    noise: NoiseSource,
+) -> None:
+    """Noise a sum of clipped gradients, and take the optimiser's step with its mean."""
+    released = torch.from_numpy(mechanism.release(total, noise) / expected_batch).float()
+    pieces = released.split([p.numel() for p in view.parameters])
+    for parameter, piece in zip(view.parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
+    optimizer.step()
+
+
+def private_optimizer(view: FlatView, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser of noised gradients: Adam."""
+    return torch.optim.Adam(view.parameters, lr=learning_rate, fused=True)
 
 
 def train_privately(
@@ -291,8 +239,7 @@ def train_privately(
     """
     mechanism = settings.mechanism(loss)
     ledger.spend(mechanism, settings.steps)
-    parameters = view.parameters
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    optimizer = private_optimizer(view, settings.learning_rate)
     vlm.eval()
     units = count + (0 if planted is None else len(planted))
     for _ in range(settings.steps):
@@ -306,9 +253,5 @@ def train_privately(
         if planted is not None and len(further):
             rows = torch.from_numpy(planted[further])
             total += (_coefficients(rows.norm(dim=1), settings.clip_norm) @ rows).double().numpy()
-        released = mechanism.release(total, noise) / settings.expected_batch
-        pieces = torch.from_numpy(released).float().split([p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        optimizer.step()
+        release_step(optimizer, view, total, mechanism, settings.expected_batch, noise)
     optimizer.zero_grad(set_to_none=True)

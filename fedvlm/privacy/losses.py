@@ -23,7 +23,7 @@ Batch = Mapping[str, Any]
 
 
 class PrivateLoss(ABC):
-    """A loss per unit, none of which depends on another unit of the batch.
+    """A loss per unit, whose gradients are clipped one by one.
 
     Attributes:
         factor: How far one example moves the sum of clipped gradients, over the clip norm.
@@ -37,6 +37,18 @@ class PrivateLoss(ABC):
     @abstractmethod
     def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
         """Return the losses of a batch, shape (B,)."""
+
+    def units(self, vlm: VLM, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """Return what is clipped one by one, and the weights of its clipped gradients.
+
+        Args:
+            vlm: A model with an adapter.
+            batch: Inputs of the sampled examples.
+
+        Returns:
+            Inputs with a row a unit, and weights (U,), or None where each counts once.
+        """
+        return batch, None
 
 
 class BankContrastive(PrivateLoss):
@@ -98,12 +110,8 @@ class GroupedInfoNCE(PrivateLoss):
         """Return the losses of groups: `image` and `text` of (G, m, …), `mask` of (G, m)."""
         mask = batch["mask"]
         groups, places = mask.shape
-
-        def rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {key: value.flatten(0, 1) for key, value in inputs.items()}
-
-        image = vlm.encode_image(rows(batch["image"])).view(groups, places, -1)
-        text = vlm.encode_text(rows(batch["text"])).view(groups, places, -1)
+        image = vlm.encode_image(_rows(batch["image"])).view(groups, places, -1)
+        text = vlm.encode_text(_rows(batch["text"])).view(groups, places, -1)
         logits = vlm.logit_scale * image @ text.transpose(1, 2)
         both = (mask[:, :, None] & mask[:, None, :]) | torch.eye(places, dtype=torch.bool)
         logits = logits.masked_fill(~both, -1e9)
@@ -177,6 +185,65 @@ def bank(vlm: VLM, pairs: EncodedPairs, public: NDArray[np.int64]) -> BankContra
     images = vlm.embed(pairs.images(public), "image")
     texts = vlm.embed(pairs.captions(pairs.caption_of[public]), "text")
     return BankContrastive(images, texts)
+
+
+class LogitDP(PrivateLoss):
+    """InfoNCE within groups, clipped similarity by similarity (Kong et al. 2023, algorithm 1).
+
+    The gradient is Σ_ij ∂L/∂Z_ij · clip(∇Z_ij): what is clipped is the gradient of each similarity
+    Z_ij of an image and a caption, and what weighs it is the loss' derivative, at most 1/τ.
+    Sensitivity: `logit_dp_sensitivity` for sums instead of means, and twice that, since an example
+    that leaves a full group may let another one in. At CLIP's τ this is weak: see there.
+
+    Args:
+        temperature: τ, positive.
+        places: Examples m that a group of `group_batch` holds, at least 2.
+    """
+
+    rowwise = True
+
+    def __init__(self, temperature: float, places: int) -> None:
+        if places < 2:
+            raise ConfigError(f"a group that contrasts has at least 2 places, got {places}")
+        self.factor = 2 * places * logit_dp_sensitivity(1.0, temperature, places)
+        self._temperature = temperature
+        self._places = places
+
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the similarities of a batch of `image` and `text`, shape (U,)."""
+        image, text = vlm.encode_image(batch["image"]), vlm.encode_text(batch["text"])
+        return (image * text).sum(dim=-1)
+
+    def units(self, vlm: VLM, batch: Batch) -> tuple[Batch, Tensor]:
+        """Return all pairs of an image and a caption of one group, and ∂L/∂Z of each.
+
+        Raises:
+            ConfigError: The groups have other places than the sensitivity is for.
+        """
+        mask = batch["mask"]
+        groups, places = mask.shape
+        if places != self._places:
+            raise ConfigError(f"expected groups of {self._places} places, got {places}")
+        with torch.no_grad():
+            image = vlm.encode_image(_rows(batch["image"])).view(groups, places, -1)
+            text = vlm.encode_text(_rows(batch["text"])).view(groups, places, -1)
+            # An example that is not finite takes no part, so that the rest of its group stays.
+            mask = mask & torch.isfinite(image).all(dim=2) & torch.isfinite(text).all(dim=2)
+            image, text = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (image, text))
+            both = mask[:, :, None] & mask[:, None, :]
+            logits = (image @ text.transpose(1, 2) / self._temperature).masked_fill(~both, -1e9)
+            softmax = (logits.softmax(dim=1) + logits.softmax(dim=2)) / 2
+            weights = (softmax - torch.eye(places)) / self._temperature
+        group, i, j = both.nonzero(as_tuple=True)
+        return {
+            "image": {key: value[group, i] for key, value in batch["image"].items()},
+            "text": {key: value[group, j] for key, value in batch["text"].items()},
+        }, weights[group, i, j]
+
+
+def _rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the places of all groups below one another."""
+    return {key: value.flatten(0, 1) for key, value in inputs.items()}
 
 
 def refuse_infonce() -> NoReturn:

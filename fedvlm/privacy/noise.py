@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
@@ -11,7 +12,7 @@ from fedvlm.seeds import ExperimentSeed
 from secure.random import SecureRandom
 
 _DRAWS = 4
-_CHUNK = 1 << 18
+_CHUNK = 1 << 14
 MIN_SKELLAM_VARIANCE = 20.0
 
 
@@ -73,11 +74,13 @@ class SecureNoise:
         out = np.empty(size)
         for start in range(0, size, _CHUNK):
             piece = out[start : start + _CHUNK]
-            half = -(-_DRAWS * len(piece) // 2)
-            radius = np.sqrt(-2.0 * np.log1p(-self.uniform(half)))
-            angle = 2 * np.pi * self.uniform(half)
-            draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-            piece[:] = draws[: _DRAWS * len(piece)].reshape(_DRAWS, -1).sum(axis=0)
+            half = _DRAWS * len(piece) // 2
+            # torch's sine and cosine are vectorised in double precision, NumPy's are not.
+            uniform = torch.from_numpy(self.uniform(2 * half))
+            radius = uniform[:half].neg_().log1p_().mul_(-2.0).sqrt_()
+            angle = uniform[half:].mul_(2 * np.pi)
+            pairs = (angle.cos() + angle.sin()).mul_(radius)
+            piece[:] = pairs.view(_DRAWS // 2, -1).sum(dim=0).numpy()
         return out * (std / np.sqrt(_DRAWS))
 
     def skellam(self, variance: float, size: int) -> NDArray[np.int64]:

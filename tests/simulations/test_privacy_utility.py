@@ -9,10 +9,13 @@ from scipy import stats
 
 from simulations.privacy_utility import (
     LEVELS,
+    RATES,
+    SMALL_COHORT,
     Point,
     configuration,
     interval,
     load_points,
+    plot,
     table,
 )
 
@@ -29,7 +32,8 @@ def test_private_levels_are_simulated_and_say_so():
         assert (config.dp == "none") is (level == "none")
         if level != "none":
             assert config.simulated_noise
-            assert config.epsilon == float(level)
+            assert config.dp == (level if level in SMALL_COHORT else "example")
+            assert config.epsilon == float(level if level in RATES else 8)
 
 
 def test_the_interval_is_students():
@@ -47,6 +51,19 @@ def test_points_are_kept_and_the_table_is_made_of_them(tmp_path):
         path.write_text(json.dumps(asdict(point)))
     assert load_points(tmp_path) == sorted(points, key=lambda p: (p.level, p.seed))
     text = table(points)
-    assert "| federated, no DP | 65.0 |" in text
+    assert "| no DP | 65.0 |" in text
+    assert "| +45.0 |" in text  # paired by seed with zero-shot
     assert "| zero-shot | 20.0 |" in text
     assert "| 1 | 1.50 |" in text
+
+
+def test_the_figure_shows_each_level_that_was_run():
+    from matplotlib.figure import Figure
+
+    points = [_point(level, seed, 0.3) for level in ("none", "8", "client") for seed in (0, 1)]
+    ax = plot(points, Figure().subplots())
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "no DP",
+        "example level\nε = 8",
+        "client level\nε = 8",
+    ]

@@ -5,16 +5,18 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import BudgetExceeded, IntegrityError
-from fedvlm.federation import InProcessGrid
+from fedvlm.federation import InProcessGrid, private_client, simulate
 from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.distributed import DistributedStrategy, distributed_policy
-from fedvlm.federation.private_client import rotation_seed
+from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
+from fedvlm.federation.task import load_task
 from fedvlm.privacy import SimulatedNoise
 from fedvlm.privacy.skellam import plan_skellam
 from fedvlm.seeds import ExperimentSeed
 from secure.aggregation import LocalAggregator, Policy
+from secure.errors import SecureError
 
 SIZE = 500
 
@@ -85,6 +87,21 @@ def test_the_server_decodes_the_mean():
     assert 0 < privacy["epsilon"] <= 6.0
 
 
+def test_a_cohort_with_too_little_noise_is_never_summed():
+    # Three of the five that the noise was planned for would be a sound cohort by its own size.
+    policy = distributed_policy(_config(), SIZE)
+    mechanism = distributed_mechanism(_config(), SIZE)
+    sharing = policy.sharing(5)
+    assert policy.min_clients == sharing.quorum
+    assert mechanism.least_noised == sharing.quorum - policy.corrupt_members(5)
+    few = [np.zeros(mechanism.dimension) for _ in range(3)]
+    assert policy.min_clients > 3
+    with pytest.raises(SecureError, match="below the least of 4"):
+        LocalAggregator(policy).sum(few)
+    with pytest.raises(SecureError):
+        LocalAggregator(policy).sum([*few, *few[:2]], drop={"mask": [2, 3]})
+
+
 def test_single_replies_and_other_arrays_are_refused():
     strategy, arrays, grid, _ = _strategy(_config())
     list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
@@ -110,3 +127,74 @@ def test_the_budget_holds_the_planned_rounds_only_and_survives_a_resume():
     again.restore(strategy.state())
     with pytest.raises(BudgetExceeded):
         list(again.configure_train(3, arrays, ConfigRecord(), grid))
+
+
+DISTRIBUTED = {"dp": "distributed", "protect": "secagg", "epsilon": 6.0, "delta": 1e-2}
+
+
+def test_a_whole_federation_noises_its_secure_sum(small_run, tmp_path):
+    # The clip is far above the updates' norms: what is not the mean of the updates is noise.
+    settings = small_run | DISTRIBUTED | {"rounds": 1, "clients": 4, "clip_norm": 5.0}
+    config = config_from(settings)
+    result = simulate(config, out=tmp_path)
+    task = load_task(config)
+    mechanism = distributed_mechanism(config, task.view.size)
+    privacy = result.privacy
+    assert privacy is not None
+    assert privacy["unit"] == "client"
+    assert privacy["simulated_noise"] is False
+    assert privacy["noise_multiplier"] == mechanism.noise_multiplier
+    assert privacy["least_noised"] == 3
+    assert 5.9 < privacy["epsilon"] <= 6.0
+    assert result.rounds[1]["epsilon"] == privacy["epsilon"]
+    assert result.protection["name"] == "secagg"
+    # Losses, times and counts of the clients are told neither singly nor as a sum.
+    assert result.rounds[1]["clients"] == 4
+    assert result.rounds[1]["train_loss"] is None
+    assert result.rounds[1]["client_seconds"] is None
+    updates = []
+    for client in range(4):
+        task.reset()
+        task.train(client, 1)
+        updates.append(task.view.read() - task.initial)
+    assert max(np.linalg.norm(u) for u in updates) < 5.0
+    with np.load(tmp_path / "checkpoint.npz") as archive:
+        noise = archive["vector"] - task.initial - np.mean(updates, axis=0)
+    # Four clients noised, three were planned for. 3,776 values: 10 % is 8 standard errors.
+    expected = mechanism.std * np.sqrt(4 / 3) / 4
+    assert np.std(noise) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_resumed_federation_goes_on_with_its_epsilon(small_run, tmp_path):
+    settings = small_run | DISTRIBUTED | {"rounds": 2, "clients": 4, "simulated_noise": True}
+    config = config_from(settings)
+    whole = simulate(config)
+
+    class StopError(Exception):
+        pass
+
+    def stop(entry):
+        if entry["round"] == 1:
+            raise StopError
+
+    with pytest.raises(StopError):
+        simulate(config, out=tmp_path, on_round=stop)
+    resumed = simulate(config, out=tmp_path, resume=True)
+    assert resumed.privacy == whole.privacy
+    assert [e.get("epsilon") for e in resumed.rounds] == [e.get("epsilon") for e in whole.rounds]
+    assert 0 < resumed.rounds[1]["epsilon"] < resumed.rounds[2]["epsilon"] <= 6.0
+
+
+def test_a_round_beyond_the_budget_is_not_run(small_run, monkeypatch):
+    real = private_client.noise_multiplier_for
+
+    def for_one_round(event, steps, target_epsilon, delta):
+        return real(event, 1, target_epsilon, delta)
+
+    monkeypatch.setattr(private_client, "noise_multiplier_for", for_one_round)
+    config = config_from(small_run | DISTRIBUTED | {"rounds": 2, "clients": 4, "epsilon": 5.5})
+    seen = []
+    with pytest.raises(BudgetExceeded):
+        simulate(config, on_round=seen.append)
+    assert [entry["round"] for entry in seen] == [0, 1]
+    assert seen[-1]["epsilon"] <= 5.5

@@ -138,3 +138,70 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ConfigError):
             config_from(bad)
+
+
+@pytest.mark.parametrize("told", [4, 40, 10**9, -3, float("nan")])
+def test_weights_are_capped_whatever_a_client_says(told, monkeypatch):
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+    from fedvlm.federation import InProcessGrid, private
+    from fedvlm.federation.client_app import VECTOR
+    from fedvlm.federation.private import ClientLevelStrategy
+    from fedvlm.federation.strategy import inner_strategy
+    from fedvlm.privacy import SimulatedNoise
+    from fedvlm.seeds import ExperimentSeed
+
+    class Silent(SimulatedNoise):
+        def gaussian(self, std, size):
+            return np.zeros(size)
+
+    monkeypatch.setattr(private, "noise_source", lambda *_: Silent(ExperimentSeed(0)))
+    settings = {**CLIENT, "fraction": 1.0, "clients": 2, "rounds": 1, "weight_cap": 8}
+    config = config_from(settings)
+    strategy = ClientLevelStrategy(inner_strategy(config), config)
+    grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), 2)
+    start = ArrayRecord({VECTOR: Array(np.zeros(4, dtype=np.float32))})
+    messages = list(strategy.configure_train(1, start, ConfigRecord(), grid))
+
+    def reply(message, vector, examples):
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord({VECTOR: Array(np.array(vector, dtype=np.float32))}),
+                "metrics": MetricRecord({"num-examples": examples}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    replies = [
+        reply(messages[0], [9, 0, 0, 0], told),
+        reply(messages[1], [0, 9, 0, 0], 8),
+    ]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert arrays is not None
+    weight = min(max(told, 0), 8) / 8 if told == told else 0.0
+    assert arrays[VECTOR].numpy()[:2] == pytest.approx([weight * 0.25, 0.25])
+    assert strategy.describe()["weight_cap"] == 8
+
+
+def test_nothing_but_the_vector_leaves_a_client_under_example_dp(small_run):
+    # A loss, a count or a time would be a release of its own.
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+    from fedvlm.federation import InProcessGrid
+    from fedvlm.federation.client_app import VECTOR, app
+    from fedvlm.federation.task import load_task
+
+    config = config_from({**small_run, **EXAMPLE})
+    task = load_task(config)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(task.initial)}),
+            "config": ConfigRecord({"schema": task.view.schema, "server-round": 1}),
+        }
+    )
+    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+    assert not reply.has_error()
+    assert set(reply.content) == {"arrays", "metrics"}
+    assert list(reply.content.array_records["arrays"]) == [VECTOR]
+    assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvlm.adapters import AdapterSpec, attach
+from fedvlm.adapters import AdapterSpec, FlatView, attach
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.models.vlm import VLM
 from fedvlm.privacy import Ledger, SecureNoise, SimulatedNoise
@@ -87,9 +87,88 @@ def test_both_ways_agree_with_a_loop(kind, monkeypatch):
     scale = np.abs(expected).max()
     got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=2)
     assert np.abs(got - expected).max() < 1e-4 * scale
-    monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+    monkeypatch.setattr(under_test, "taps_of", lambda vlm, trained: None)
     by_vmap = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=3)
     assert np.abs(by_vmap - expected).max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("trained", ["lora_A", "lora_B", "q_proj", "projection"])
+def test_a_part_of_lora_agrees_with_a_loop(trained):
+    vlm, _ = _model()
+    for name, parameter in vlm.named_parameters():
+        parameter.requires_grad_("lora_" in name and trained in name)
+    view, loss, batch = FlatView(vlm), _bank(), _pairs()
+    rows = _loop(vlm, view, loss, batch)
+    clip_norm = float(np.median(np.linalg.norm(rows, axis=1)))
+    expected = _clipped(rows, clip_norm)
+    assert under_test.taps_of(vlm, view.parameters) is not None
+    got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_trained_base_layer_agrees_with_a_loop():
+    vlm, _ = _model()
+    layer = vlm.get_submodule(next(n for n, _ in vlm.named_modules() if n.endswith("fc1")))
+    for parameter in layer.base_layer.parameters():
+        parameter.requires_grad_(True)  # such a LoRA can't be merged: its parts are taken singly
+    view, loss, batch = FlatView(vlm), _bank(), _pairs()
+    rows = _loop(vlm, view, loss, batch)
+    expected = _clipped(rows, 0.5)
+    taps = under_test.taps_of(vlm, view.parameters)
+    assert taps is not None
+    assert any(tap.lora is None for tap in taps)
+    got = clipped_gradient_sum(vlm, view, loss, batch, 0.5)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+class _Twice(BankContrastive):
+    """A loss that calls the image tower twice a step, on two inputs."""
+
+    def __call__(self, vlm, batch):
+        flipped = {"pixel_values": batch["image"]["pixel_values"].flip(-1)}
+        other = {"image": flipped, "text": batch["text"]}
+        return super().__call__(vlm, batch) + super().__call__(vlm, other)
+
+
+def test_layers_that_are_called_twice_agree_with_a_loop():
+    vlm, view = _model()
+    rng = torch.Generator().manual_seed(5)
+    loss = _Twice(*(F.normalize(torch.randn(7, 16, generator=rng), dim=-1) for _ in range(2)))
+    batch = _pairs()
+    rows = _loop(vlm, view, loss, batch)
+    clip_norm = float(np.median(np.linalg.norm(rows, axis=1)))
+    expected = _clipped(rows, clip_norm)
+    got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_base_weights_come_back_bit_by_bit_also_after_an_error():
+    vlm, view = _model()
+    before = {name: p.detach().clone() for name, p in vlm.named_parameters()}
+
+    class Broken(BankContrastive):
+        def __call__(self, vlm, batch):
+            super().__call__(vlm, batch)
+            raise RuntimeError("in the middle")
+
+    rng = torch.Generator().manual_seed(5)
+    broken = Broken(*(F.normalize(torch.randn(7, 16, generator=rng), dim=-1) for _ in range(2)))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        clipped_gradient_sum(vlm, view, broken, _pairs(), 0.5)
+    first = clipped_gradient_sum(vlm, view, _bank(), _pairs(), 0.5)
+    assert all(torch.equal(p, before[name]) for name, p in vlm.named_parameters())
+    assert np.array_equal(first, clipped_gradient_sum(vlm, view, _bank(), _pairs(), 0.5))
+
+
+def test_a_loss_that_is_not_row_by_row_is_found_out():
+    class Wrong(ClassPrompts):
+        rowwise = True  # it is not: the prompts have rows of their own
+
+    vlm, view = _model()
+    _, batch = _prompts_and_labels(3)
+    _, prompts = tiny_inputs("clip", 3)
+    with pytest.raises(ConfigError, match="not row by row"):
+        clipped_gradient_sum(vlm, view, Wrong(prompts), batch, 0.5)
 
 
 @pytest.mark.parametrize("classes", [3, ROWS])
@@ -152,7 +231,7 @@ def test_one_example_moves_the_sum_by_the_clip_norm_at_most():
 @pytest.mark.parametrize("layers", [True, False])
 def test_a_poisoned_example_moves_no_more(value, layers, monkeypatch):
     if not layers:
-        monkeypatch.setattr(under_test, "_linear_layers", lambda vlm: None)
+        monkeypatch.setattr(under_test, "taps_of", lambda vlm, trained: None)
     vlm, view = _model()
     batch = _pairs()
     clean = clipped_gradient_sum(
