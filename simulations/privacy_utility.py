@@ -155,6 +155,22 @@ def table(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
+def _plot_gains(points: list[Point], levels: list[str], ax: Axes) -> None:
+    """Draw gains over zero-shot, paired by seed, on a scale of their own."""
+    ax.axhline(0, color="#d55e00", linestyle="--")
+    for place, level in enumerate(levels):
+        gains = [100 * (p.federated - p.zero_shot) for p in points if p.level == level]
+        mean, low, high = interval(gains)
+        if len(gains) > 1:
+            ax.errorbar(place, mean, [[mean - low], [high - mean]], color="#0072b2", capsize=4)
+        ax.plot([place] * len(gains), gains, ".", color="#0072b2", alpha=0.4)
+        ax.plot(place, mean, "o", color="#0072b2")
+    ax.set_xticks(range(len(levels)), [f"ε = {level}" for level in levels], fontsize="small")
+    ax.tick_params(axis="y", labelsize="small")
+    ax.set_xlim(-0.5, len(levels) - 0.5)
+    ax.set_title("example level: points over zero-shot", fontsize="small")
+
+
 def plot(points: list[Point], ax: Axes) -> Axes:
     """Draw retrieval over ε, with zero-shot as the floor and DP over ten clients beside it."""
     blue, orange, grey = "#0072b2", "#d55e00", "#666666"
@@ -173,11 +189,16 @@ def plot(points: list[Point], ax: Axes) -> Axes:
             ax.errorbar(place, mean, [[mean - low], [high - mean]], color=colour, capsize=4)
         ax.plot([place] * len(values), values, ".", color=colour, alpha=0.4)
         ax.plot(place, mean, "o", color=colour)
-        ax.annotate(f"{mean:.1f}", (place, mean), (9, -3), textcoords="offset points")
-    ax.set_xticks(range(len(shown)), [label(level).replace(", ", "\n") for level in shown])
-    ax.set_xlim(-0.5, len(shown) - 0.3)
+        top = high if len(values) > 1 else mean
+        ax.annotate(f"{mean:.1f}", (place, top), (0, 5), textcoords="offset points", ha="center")
+    names = [label(level).replace(" level", "").replace(", ", "\n") for level in shown]
+    ax.set_xticks(range(len(shown)), names)
+    ax.set_xlim(-0.5, len(shown) - 0.5)
+    private = [level for level in RATES if level in shown]
+    if private:
+        _plot_gains(points, private, ax.inset_axes((0.27, 0.52, 0.38, 0.38)))
     ax.set_ylabel("caption is first among 100, %")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * ax.get_ylim()[1])
     ax.legend(loc="upper right")
     return ax
 

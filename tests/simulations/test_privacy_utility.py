@@ -64,6 +64,6 @@ def test_the_figure_shows_each_level_that_was_run():
     ax = plot(points, Figure().subplots())
     assert [text.get_text() for text in ax.get_xticklabels()] == [
         "no DP",
-        "example level\nε = 8",
-        "client level\nε = 8",
+        "example\nε = 8",
+        "client\nε = 8",
     ]
