@@ -141,14 +141,8 @@ def _answer(
     if setup.kind != kind:
         raise StageError(f"a {setup.kind} session can't be opened by a {kind} message")
     client.open(setup)
-    content = RecordDict({name: each for name, each in message.content.items() if name != RECORD})
-    message.content = content
-    reply = call_next(message, context)
-    if reply.has_error():
-        raise ParameterError("the app answered with an error of its own")
-    vector, layout, weight, metrics = _reply_parts(
-        content, reply.content, policy, kind, weighted_by_key
-    )
+    received, reply = ask_app(message, context, call_next, RECORD)
+    vector, layout, weight, metrics = _reply_parts(received, reply, policy, kind, weighted_by_key)
     words = encode(vector, weight, metrics, policy, SecureRandom())
     return to_records("advertise", client.advertise(words, layout))
 
@@ -157,10 +151,7 @@ def _reply_parts(
     received: RecordDict, reply: RecordDict, policy: Policy, kind: str, weighted_by_key: str
 ) -> tuple[NDArray[np.floating], Layout, float, dict[str, float]]:
     """Take the app's reply apart: update, what it holds, examples, metrics."""
-    records = list(reply.metric_records.values())
-    if len(records) != 1:
-        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
-    weight, metrics = examples_and_metrics(records[0], weighted_by_key)
+    weight, metrics = only_metrics(reply, weighted_by_key)
     schemas = {
         str(config[SCHEMA_KEY]) for config in reply.config_records.values() if SCHEMA_KEY in config
     }
@@ -173,6 +164,33 @@ def _reply_parts(
             arrays = difference(arrays, only_arrays(received, "a train message"))
     vector, shapes = flatten(arrays)
     return vector, Layout(shapes, tuple(sorted(metrics)), "".join(schemas)), weight, metrics
+
+
+def ask_app(
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+    record: str,
+) -> tuple[RecordDict, RecordDict]:
+    """Hand the app its message without the protocol's record: what it got, and what it answered.
+
+    Raises:
+        ParameterError: The app answered with an error.
+    """
+    received = RecordDict({name: each for name, each in message.content.items() if name != record})
+    message.content = received
+    reply = call_next(message, context)
+    if reply.has_error():
+        raise ParameterError("the app answered with an error of its own")
+    return received, reply.content
+
+
+def only_metrics(reply: RecordDict, weighted_by_key: str) -> tuple[float, dict[str, float]]:
+    """Return examples and metrics of a reply that holds one MetricRecord."""
+    records = list(reply.metric_records.values())
+    if len(records) != 1:
+        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
+    return examples_and_metrics(records[0], weighted_by_key)
 
 
 def only_arrays(content: RecordDict, whose: str) -> dict[str, NDArray]:
