@@ -6,14 +6,13 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedvlm.errors import ConfigError, FedVLMError
+from fedvlm.progress import progress_bars
 
 app = typer.Typer(
     help="Federated fine-tuning of vision-language models, its protections and its leakage.",
@@ -32,28 +31,6 @@ def _root(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
 ) -> None:
     _state["debug"] = debug
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a progress callback: bars on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda task, done, total: None
-        return
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
-        known: dict[str, Any] = {}
-
-        def report(task: str, done: int, total: int) -> None:
-            if task not in known:
-                known[task] = bars.add_task(task, total=total)
-            bars.update(known[task], completed=done, total=total)
-
-        yield report
 
 
 def _say(text: str) -> None:
@@ -115,7 +92,7 @@ def simulate(
     def on_round(entry: dict[str, Any]) -> None:
         _say(_round_line(entry, chosen.rounds))
 
-    with _bars() as progress:
+    with progress_bars() as progress:
         result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
     from rich.console import Console
 
@@ -201,7 +178,7 @@ def data_fetch() -> None:
     """Download, verify and render the embedded data now; later runs are offline."""
     from fedvlm.data import load_emoji
 
-    with _bars() as progress:
+    with progress_bars() as progress:
         data = load_emoji(progress)
     typer.echo(
         f"{len(data)} pairs, {len(set(data.concepts.tolist()))} concepts, "
@@ -245,7 +222,7 @@ def he_serve(context: typer.Context) -> None:
     """Serve an encrypted layer over TLS."""
     from secure.he.serve import main as serve
 
-    raise typer.Exit(serve(context.args))
+    raise typer.Exit(serve(context.args, "fedvlm infer he-serve"))
 
 
 @infer_app.command("he-query", context_settings=_FORWARD)
@@ -253,7 +230,7 @@ def he_query(context: typer.Context) -> None:
     """Ask a server for a projection of what it can't see."""
     from secure.he.query import main as query
 
-    raise typer.Exit(query(context.args))
+    raise typer.Exit(query(context.args, "fedvlm infer he-query"))
 
 
 @infer_app.command("dealer", context_settings=_FORWARD)
@@ -261,7 +238,32 @@ def dealer(context: typer.Context) -> None:
     """Make correlated randomness for two-party inference."""
     from secure.smpc.dealer import main as deal
 
-    raise typer.Exit(deal(context.args))
+    raise typer.Exit(deal(context.args, "fedvlm infer dealer"))
+
+
+def _inference(name: str, arguments: list[str]) -> None:
+    from fedvlm.inference.cli import app as command
+
+    found = command([name, *arguments], prog_name="fedvlm infer", standalone_mode=False)
+    raise typer.Exit(found or 0)
+
+
+@infer_app.command("compile", context_settings=_FORWARD)
+def compile_model(context: typer.Context) -> None:
+    """Compile a model for private inference: its owner's first step."""
+    _inference("compile", context.args)
+
+
+@infer_app.command("serve", context_settings=_FORWARD)
+def serve_model(context: typer.Context) -> None:
+    """Serve a compiled model without seeing what it is asked."""
+    _inference("serve", context.args)
+
+
+@infer_app.command("classify", context_settings=_FORWARD)
+def classify(context: typer.Context) -> None:
+    """Classify an image by a model that you can't see."""
+    _inference("classify", context.args)
 
 
 def main() -> None:

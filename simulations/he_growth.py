@@ -17,7 +17,7 @@ from secure.he._residues import ResidueLayer
 from secure.he.plans import ResiduePlan
 from simulations.benchmarks import _he_peer as peer
 from simulations.benchmarks._he_peer import cpu_seconds
-from simulations.benchmarks.he import FAST, SAME, layer_seconds, unit_rows, weights
+from simulations.benchmarks.he import FAST, SAME, layer_call, unit_rows, weights
 
 WIDTHS = (64, 128, 256, 512, 1024)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
@@ -34,12 +34,14 @@ def widths(progress: Callable[[str], None]) -> list[Point]:
     for width in WIDTHS:
         progress(f"width {width}")
         weight, vector = weights(rng, width, width), unit_rows(rng, 1, width)[0]
+        matmul = peer.matmul(owner, weight, vector)
+        same, theirs = peer.alternate(layer_call(SAME, weight), matmul, 1, 5)
         points.append(
             {
                 "width": width,
-                "TenSEAL matmul": peer.matmul_seconds(owner, weight, vector),
-                "same parameters": layer_seconds(SAME, weight, 5),
-                "fast parameters": layer_seconds(FAST, weight, 5),
+                "TenSEAL matmul": theirs,
+                "same parameters": same,
+                "fast parameters": cpu_seconds(layer_call(FAST, weight), 5),
             }
         )
     return points
@@ -49,7 +51,7 @@ def batches(progress: Callable[[str], None]) -> list[Point]:
     """Measure a batch through 512 to 512: rotations one by one, and the residue product."""
     rng = np.random.default_rng(1)
     weight = weights(rng, 512, 512)
-    each = layer_seconds(FAST, weight, 5)
+    each = cpu_seconds(layer_call(FAST, weight), 5)
     points = []
     for batch in BATCHES:
         progress(f"batch {batch}")

@@ -2,18 +2,24 @@
 
     python -m simulations.smpc_growth [--out docs/figures]
 
-Everything is counted by running the protocol's own code on shapes: `plan.cost` to the byte.
+Rounds and bytes are those of `plan.cost`, which counts them by running the protocol's own code on
+shapes. Seconds are measured: both parties in this process, no network, the best of three runs,
+beside what `plan.cost` predicts for the arithmetic.
 """
 
 import argparse
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from secure.smpc import Query, compile
+import torch
+
+from secure.smpc import Query, compile, infer
 from simulations.benchmarks._smpc_block import make
 
 QUERY = Query("embedding")
+RUNS = 3
 #: Tokens, width, heads, depth: one varies at a time around a block of 50 × 384.
 SWEEPS = {
     "tokens": [(n, 384, 6, 1) for n in (10, 25, 50, 100, 197)],
@@ -33,6 +39,8 @@ class Point:
         rounds: Rounds.
         online_bytes: Of the party that sends more.
         dealer_bytes: Dealt beforehand.
+        seconds: Measured online seconds, without a network.
+        predicted_seconds: The same, as `plan.cost` predicted them.
     """
 
     tokens: int
@@ -41,13 +49,16 @@ class Point:
     rounds: int
     online_bytes: int
     dealer_bytes: int
+    seconds: float
+    predicted_seconds: float
 
 
 def measure(tokens: int, width: int, heads: int, depth: int) -> Point:
-    """Count one size."""
+    """Count and time one size."""
     model, batch = make(tokens, width, heads, 4 * width, depth)
     plan = compile(model, batch)
     cost = plan.cost(query=QUERY)
+    runs = [infer(plan, {"features": batch[:1]}, QUERY).seconds for _ in range(RUNS)]
     return Point(
         tokens,
         width,
@@ -55,14 +66,16 @@ def measure(tokens: int, width: int, heads: int, depth: int) -> Point:
         cost.rounds,
         max(cost.client_bytes, cost.server_bytes),
         cost.dealer_bytes,
+        min(runs),
+        cost.compute_s,
     )
 
 
 def table(points: dict[str, list[Point]]) -> str:
     """Return the points as a Markdown table."""
     lines = [
-        "| tokens | width | depth | rounds | online MB a party | dealt MB |",
-        "|---|---|---|---|---|---|",
+        "| tokens | width | depth | rounds | online MB a party | dealt MB | seconds | predicted |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     seen = set()
     for point in (each for sweep in points.values() for each in sweep):
@@ -70,49 +83,65 @@ def table(points: dict[str, list[Point]]) -> str:
             seen.add(key)
             lines.append(
                 f"| {point.tokens} | {point.width} | {point.depth} | {point.rounds} "
-                f"| {point.online_bytes / 1e6:.2f} | {point.dealer_bytes / 1e6:.1f} |"
+                f"| {point.online_bytes / 1e6:.2f} | {point.dealer_bytes / 1e6:.1f} "
+                f"| {point.seconds:.3f} | {point.predicted_seconds:.3f} |"
             )
     return "\n".join(lines) + "\n"
 
 
-def plot(points: dict[str, list[Point]], path: Path) -> None:
-    """Draw online bytes, dealt bytes and rounds against each axis."""
-    import matplotlib as mpl
+def plot(points: dict[str, list[Point]]):
+    """Draw bytes and seconds against each axis; return matplotlib's figure."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
-    for axis, (name, sweep) in zip(axes, points.items(), strict=True):
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    for column, (name, sweep) in enumerate(points.items()):
         x = [getattr(point, name) for point in sweep]
-        axis.plot(x, [p.online_bytes / 1e6 for p in sweep], "o-", label="online MB a party")
-        axis.plot(x, [p.dealer_bytes / 1e6 for p in sweep], "s--", label="dealt MB")
-        axis.plot(x, [p.rounds for p in sweep], "^:", label="rounds")
-        axis.set(xlabel=name, xscale="log", yscale="log", xticks=x, xticklabels=x)
-        axis.minorticks_off()
-        axis.grid(visible=True, alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+        above, below = axes[:, column]
+        above.plot(x, [p.dealer_bytes / 1e6 for p in sweep], "s-", color="#D55E00", label="dealt")
+        above.plot(
+            x, [p.online_bytes / 1e6 for p in sweep], "o-", color="#0072B2", label="online, a party"
+        )
+        below.plot(x, [p.seconds for p in sweep], "o-", color="#009E73", label="measured")
+        below.plot(
+            x, [p.predicted_seconds for p in sweep], "x--", color="#CC79A7", label="plan.cost"
+        )
+        below.set(xlabel=name)
+        for axis in (above, below):
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(x, [str(each) for each in x])
+            axis.minorticks_off()
+            axis.grid(visible=True, alpha=0.3)
+    axes[0, 0].set_ylabel("MB")
+    axes[1, 0].set_ylabel("seconds of arithmetic")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[1, 0].legend(frameon=False, fontsize=8)
+    return figure
 
 
-def main() -> int:
-    """Run the command line."""
+def main() -> None:
+    """Measure, or read what was measured, and write table and plot."""
     parser = argparse.ArgumentParser(description="Cost against tokens, width and depth.")
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--plot-only", action="store_true", help="draw from the stored figures")
     options = parser.parse_args()
-    points = {}
-    for name, sizes in SWEEPS.items():
-        points[name] = []
-        for size in sizes:
-            points[name].append(measure(*size))
-            print(points[name][-1], file=sys.stderr, flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
+    store = options.out / "smpc-growth.json"
+    if not options.plot_only:
+        torch.set_num_threads(1)
+        found: dict[str, list[dict]] = {}
+        for name, sizes in SWEEPS.items():
+            found[name] = []
+            for size in sizes:
+                found[name].append(asdict(measure(*size)))
+                print(found[name][-1], file=sys.stderr, flush=True)
+        store.write_text(json.dumps(found, indent=1) + "\n")
+    stored = json.loads(store.read_text())
+    points = {name: [Point(**each) for each in sweep] for name, sweep in stored.items()}
     (options.out / "smpc-growth.md").write_text(table(points))
-    plot(points, options.out / "smpc-growth.png")
+    plot(points).savefig(options.out / "smpc-growth.svg", metadata={"Date": None})
     print(table(points))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,9 +8,27 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fedvlm.errors import DataError
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Decode an image file to RGB, transparency on white.
+
+    Raises:
+        DataError: Not an image that Pillow can read.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode in ("RGBA", "LA", "P"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DataError("not an image that Pillow knows") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -55,12 +73,8 @@ class ImageTextData:
             DataError: The file is not an image that Pillow can read.
         """
         try:
-            image = Image.open(io.BytesIO(self.encoded[index]))
-            if image.mode in ("RGBA", "LA", "P"):
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode_image(self.encoded[index])
+        except DataError as error:
             caption = self.captions[index]
             raise DataError(
                 f"{self.name}: image {index} ({caption!r}) can't be read: {error}"

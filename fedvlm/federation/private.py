@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
@@ -23,6 +23,7 @@ from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
+from fedvlm.federation.wrapping import WrappingStrategy
 from fedvlm.privacy import Ledger, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
@@ -39,7 +40,7 @@ def one_reply(vector: NDArray[np.float32]) -> Message:
     return Message(content, dst_node_id=0, message_type="train")
 
 
-class PrivateStrategy(Strategy):
+class PrivateStrategy(WrappingStrategy):
     """Wraps the strategy that aggregates into one that pays for a round before it starts.
 
     Args:
@@ -50,7 +51,7 @@ class PrivateStrategy(Strategy):
     unit = "client"
 
     def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.config = config
 
     def entry(self) -> dict[str, Any]:
@@ -93,47 +94,21 @@ class PrivateStrategy(Strategy):
     def _from_json(self, text: str) -> None:
         """Read what `_to_json` wrote."""
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Let the inner strategy choose what to send."""
-        return self.inner.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy aggregate."""
-        return self.inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send nothing: a client's score would be a release of its own."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return None: no client evaluates."""
-        return None
-
-    def summary(self) -> None:
-        """Log the inner strategy's settings."""
-        self.inner.summary()
-
 
 class ExampleLevelStrategy(PrivateStrategy):
     """Keeps the ledgers of clients that train with DP-SGD, one each.
 
     Args:
-        inner: The strategy that aggregates.
+        inner: The strategy that aggregates, by the replies' weighted mean alone: FedAvg and what
+            builds on it. So the replies may be summed by secure aggregation or under encryption.
         config: The federation's configuration.
         pairs: Pairs of all clients together, a public fact here.
     """
 
     unit = "example"
+    aggregates_mean_only = True
 
-    def __init__(self, inner: Strategy, config: SimulationConfig, pairs: int) -> None:
+    def __init__(self, inner: FedAvg, config: SimulationConfig, pairs: int) -> None:
         super().__init__(inner, config)
         self._settings = example_settings(config, pairs)
         self._mechanism = self._settings.mechanism(BankContrastive)
@@ -153,6 +128,12 @@ class ExampleLevelStrategy(PrivateStrategy):
             fresh = Ledger("example", self.config.epsilon, self.config.delta)
             self._ledgers.setdefault(node, fresh).spend(self._mechanism, self._settings.steps)
         return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy take the mean."""
+        return super().aggregate_train(server_round, replies)
 
     def spent(self) -> float:
         """Return ε of the client that spent most."""
@@ -300,7 +281,7 @@ class ClientLevelStrategy(PrivateStrategy):
         )
 
 
-def private_strategy(inner: Strategy, task: Task) -> PrivateStrategy | None:
+def private_strategy(inner: FedAvg, task: Task) -> PrivateStrategy | None:
     """Wrap a strategy in the DP that the configuration asks for; None where it asks for none.
 
     Raises:

@@ -52,12 +52,18 @@ def _settings(items: tuple[tuple[str, Any], ...]) -> SimulationConfig:
     return config_from({key: value for key, value in items if key not in PLACES})
 
 
+def _max_weight(config: SimulationConfig) -> int:
+    """Return where a client's weight is clamped: under DP every client weighs 1, and tells that."""
+    return _MAX_EXAMPLES if config.dp == "none" else 1
+
+
 def secure_policy(config: SimulationConfig):
     """Return the terms of secure aggregation for a configuration.
 
     Every party derives them from its own copy of the configuration: to a client they are the
     floor below which it refuses. The mean is weighted by examples, clamped at 1,000; under
-    distributed DP it is uniform, of integers that the clients have noised.
+    example-level DP it is uniform, and under distributed DP also of integers that the clients
+    have noised.
 
     Raises:
         ConfigError: Fewer than three clients.
@@ -76,7 +82,7 @@ def secure_policy(config: SimulationConfig):
         mode=mode,
         clip=False,
         weighting="examples",
-        max_weight=_MAX_EXAMPLES,
+        max_weight=_max_weight(config),
     )
 
 
@@ -93,7 +99,8 @@ def he_policy(config: SimulationConfig):
 
     if config.clients < 3:
         raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
-    return HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=_MAX_EXAMPLES)
+    weight = _max_weight(config)
+    return HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=weight)
 
 
 def protect_client(

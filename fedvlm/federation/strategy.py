@@ -20,6 +20,7 @@ from fedvlm.errors import DropoutError, IntegrityError
 from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Transcript
+from fedvlm.federation.wrapping import WrappingStrategy
 from fedvlm.seeds import ExperimentSeed
 
 MIN_CLIENTS = 2
@@ -79,7 +80,7 @@ def inner_strategy(config: SimulationConfig) -> FedAvg:
     return FedAvg(**common)
 
 
-class FederationStrategy(Strategy):
+class FederationStrategy(WrappingStrategy):
     """Wrap a Flower strategy into a reproducible, resumable and accounted one.
 
     Args:
@@ -98,7 +99,7 @@ class FederationStrategy(Strategy):
         rounds_done: int = 0,
         transcript: Transcript | None = None,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.costs: dict[int, RoundCost] = {}
         self._config = config
         self._schema = schema
@@ -172,22 +173,6 @@ class FederationStrategy(Strategy):
             train_loss=_as_float(told.get("train-loss")),
         )
         return arrays, metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send nothing: the server evaluates on its own test data."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return None: no client evaluates."""
-        return None
-
-    def summary(self) -> None:
-        """Log the inner strategy's settings."""
-        self.inner.summary()
 
 
 def _as_float(value) -> float | None:

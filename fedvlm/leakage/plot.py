@@ -9,6 +9,8 @@ from fedvlm.files import whole_file
 from fedvlm.leakage.audit import AuditResult
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Vantages can see the same, and then their curves are one line.
+_STYLES = ("-", "--")
 
 
 def plot_roc(results: Sequence[AuditResult], ax=None):
@@ -31,7 +33,8 @@ def plot_roc(results: Sequence[AuditResult], ax=None):
         colour = _COLOURS[number % len(_COLOURS)]
         curve = one.curve
         fpr, tpr = (np.maximum(rate, least / 2) for rate in (curve.fpr, curve.tpr))
-        ax.plot(fpr, tpr, color=colour, label=f"{label} (AUC {one.auc.value:.2f})")
+        style, told = _STYLES[number % len(_STYLES)], f"{label} (AUC {one.auc.value:.2f})"
+        ax.plot(fpr, tpr, color=colour, linestyle=style, label=told)
     ends = [least / 2, 1]
     ax.plot(ends, ends, color="grey", linestyle=":", linewidth=1, label="guessing")
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)

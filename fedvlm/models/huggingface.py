@@ -31,7 +31,7 @@ class HuggingFaceProcessor:
 
     def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
         self._tokenizer = tokenizer
-        self._image_processor = image_processor
+        self.image_processor = image_processor
         self._max_length = max_length
 
     def images(
@@ -41,7 +41,7 @@ class HuggingFaceProcessor:
         progress: Callable[[str, int, int], None],
     ) -> ImageInputs:
         """Return the inputs of a data set's images, by row; each is processed when asked for."""
-        return _ProcessedInputs(data, self._image_processor)
+        return _ProcessedInputs(data, self.image_processor)
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return ids and, where the tokenizer makes one, mask: shape (C, L), int64."""

@@ -72,16 +72,17 @@ def plot_bytes(result: Result, ax: Axes | None = None) -> Axes:
     """Plot the bytes that a client sent and received up to each round."""
     ax = _axes(ax)
     entries = result.rounds[1:]
-    for key, label, colour, marker in (
-        ("upload_bytes_per_client", "sent", RED, "o"),
-        ("download_bytes_per_client", "received", SKY, "s"),
+    for key, label, colour, style in (
+        ("upload_bytes_per_client", "sent", RED, "o-"),
+        ("download_bytes_per_client", "received", SKY, "s--"),  # both are often the same line
     ):
         total, values = 0.0, []
         for entry in entries:
             total += entry[key] / 1e6
             values.append(total)
-        ax.plot([e["round"] for e in entries], values, color=colour, marker=marker, label=label)
+        ax.plot([e["round"] for e in entries], values, style, color=colour, label=label)
     ax.set(xlabel="round", ylabel="MB of one client, summed up", ylim=(0, None))
+    ax.locator_params(axis="x", integer=True)
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8)
     return ax

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from secure.aggregation._client import StageError
-from secure.aggregation._payload import Layout, examples_and_metrics
+from secure.aggregation._flower_client import Mod, ask_app, only_arrays, only_metrics
+from secure.aggregation._payload import Layout
 from secure.aggregation._refusals import REFUSALS, refusal
 from secure.aggregation._tensors import difference, flatten
-from secure.aggregation.flower import Mod, _only_arrays
 from secure.errors import IntegrityError, MissingExtraError, ParameterError, PolicyError
 from secure.he._flower_wire import DECRYPT, ENCRYPT, RECORD, payload_of, to_content
 from secure.he.ciphertext import Encrypted
@@ -96,17 +96,10 @@ def _answer(
     state = _State.of(context)
     if number <= state.sent:
         raise StageError(f"round {number} is over: this client answered round {state.sent}")
-    received = RecordDict({name: each for name, each in message.content.items() if name != RECORD})
-    message.content = received
-    reply = call_next(message, context)
-    if reply.has_error():
-        raise ParameterError("the app answered with an error of its own")
-    records = list(reply.content.metric_records.values())
-    if len(records) != 1:
-        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
-    weight, metrics = examples_and_metrics(records[0], weighted_by_key)
+    received, reply = ask_app(message, context, call_next, RECORD)
+    weight, metrics = only_metrics(reply, weighted_by_key)
     update = difference(
-        _only_arrays(reply.content, "a train reply"), _only_arrays(received, "a train message")
+        only_arrays(reply, "a train reply"), only_arrays(received, "a train message")
     )
     vector, shapes = flatten(update)
     entries = policy.encode(vector, weight, metrics)

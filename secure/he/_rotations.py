@@ -1,13 +1,15 @@
 """The rotation layout on the server: encoded diagonals, baby steps, giant steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure.errors import ParameterError
+from secure.he._dense import MAX_PRIME_BITS, DenseProducts
 from secure.he._seal import engine
 from secure.he.errors import RangeError
 from secure.he.keys import EvaluationKeys
@@ -15,6 +17,8 @@ from secure.he.params import MAX_WEIGHT_BITS, HEParams
 from secure.he.rotation_plan import RotationPlan
 
 _MIN_WEIGHT_BITS = 8
+# Taking ciphertexts out of SEAL and back costs what 10 products and 4 products save.
+_DENSE_SUMS, _DENSE_TERMS = 20, 8
 
 
 def weight_bits(params: HEParams, largest: float, level: int, scale: float) -> int:
@@ -85,13 +89,39 @@ class RotationLayer:
         largest = float((norms * params.max_abs + np.abs(self._shift)).max())
         self._scale = 2.0**params.scale_bits
         self.weight_scale = 2.0 ** weight_bits(params, largest, 0, self._scale)
-        self._diagonals = []
+        self._dense = self._make_dense()
+        self._diagonals: list[list[list[Any]]] = []  # by sum, input block, baby step
+        self._present: list[bool] = []  # by sum: whether any diagonal is other than zero
         for block in range(outputs):
-            self._diagonals.append(self._encode_block(packed[block]))
-            if not any(plain for step in self._diagonals[-1] for row in step for plain in row):
+            rows = self._encode_block(packed[block])
+            if not any(plain for step in rows for row in step for plain in row):
                 raise ParameterError("all weights of a block are zero: nothing to encrypt for")
+            self._keep(block, rows)
             progress((block + 1) / outputs)
         self._bias: dict[int, Any] = {}
+
+    def _make_dense(self) -> DenseProducts | None:
+        """Return where all diagonals go if sums outside SEAL are cheaper, or None."""
+        plan, primes = self.plan, engine(self.plan.params).primes()
+        sums = plan.output_blocks * plan.giant_steps
+        terms = plan.input_blocks * plan.baby_steps
+        exact = len(primes) == 1 and primes[0].bit_length() <= MAX_PRIME_BITS
+        if not exact or sums < _DENSE_SUMS or terms < _DENSE_TERMS:
+            return None
+        return DenseProducts(primes[0], plan.params.poly_modulus_degree, sums, terms)
+
+    def _keep(self, block: int, rows: list[list[list[Any]]]) -> None:
+        """Keep a block's plaintexts, as SEAL's or as residues."""
+        if self._dense is None:
+            self._diagonals += rows
+            return
+        seal = engine(self.plan.params)
+        for index, step in enumerate(rows, block * self.plan.giant_steps):
+            plains = [plain for row in step for plain in row]
+            self._present.append(any(plains))
+            for term, plain in enumerate(plains):
+                if plain is not None:
+                    self._dense.put(index, term, seal.plain_residues(plain, 0)[0])
 
     def _encode_block(self, packed: NDArray[np.complex128]) -> list[list[list[Any]]]:
         """Encode `(m, input_blocks, n)` as plaintexts [giant][input block][baby]."""
@@ -119,7 +149,11 @@ class RotationLayer:
         results = []
         for start in range(0, len(inputs), plan.input_blocks):
             babies = [self._babies(one, keys) for one in inputs[start : start + plan.input_blocks]]
-            results += [self._output(block, babies, keys) for block in range(plan.output_blocks)]
+            sums = self._sums(babies)
+            results += [
+                self._horner(block, list(islice(sums, plan.giant_steps)), keys)
+                for block in range(plan.output_blocks)
+            ]
         return results
 
     def _babies(self, ciphertext: Any, keys: EvaluationKeys) -> list[Any]:
@@ -130,14 +164,24 @@ class RotationLayer:
         ]
         return [ciphertext, *rest]
 
-    def _output(self, block: int, babies: list[list[Any]], keys: EvaluationKeys) -> Any:
+    def _sums(self, babies: list[list[Any]]) -> Iterator[Any | None]:
+        """Yield the sum of products of each block's giant steps; None where all are zero."""
+        seal = engine(self.plan.params)
+        if self._dense is None:
+            yield from (sum_of_products(seal, babies, step) for step in self._diagonals)
+            return
+        inputs = np.stack([seal.residues(one, 0)[:, 0] for row in babies for one in row])
+        scale = self._scale * self.weight_scale
+        for residues, present in zip(self._dense(inputs), self._present, strict=True):
+            yield seal.load_ciphertext(residues[:, None], b"", 0, scale) if present else None
+
+    def _horner(self, block: int, sums: list[Any | None], keys: EvaluationKeys) -> Any:
         plan, seal = self.plan, engine(self.plan.params)
         total = None
         # Horner's rule: one step, and so one key, does for all giant steps.
-        for rows in reversed(self._diagonals[block]):
+        for inner in reversed(sums):
             if total is not None:
                 total = seal.rotate(total, plan.baby_steps * plan.stride, keys.galois)
-            inner = sum_of_products(seal, babies, rows)
             if inner is None:
                 continue
             # Rescaled before it is rotated: a rotation costs less with fewer primes.

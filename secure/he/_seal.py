@@ -65,7 +65,7 @@ def _memory_file() -> Iterator[tuple[int, str]]:
         os.close(descriptor)
 
 
-def _saved(thing: Any, expected: int) -> bytes:
+def _saved(thing: Any, expected: int) -> memoryview:
     """Return the body of what SEAL saves, decompressed, without its header."""
     with _memory_file() as (descriptor, path):
         thing.save(path)
@@ -73,11 +73,11 @@ def _saved(thing: Any, expected: int) -> bytes:
     magic, _, _, _, mode, _, _ = _HEADER.unpack_from(raw)
     if magic != _MAGIC:
         raise IntegrityError("SEAL wrote a stream of another format: check TenSEAL's version")
-    body = raw[_HEADER.size :]
+    body = memoryview(raw)[_HEADER.size :]
     if mode == _ZSTD:
-        out = ctypes.create_string_buffer(expected)
-        size = _zstd().ZSTD_decompress(out, expected, body, len(body))
-        body = out.raw
+        out = np.empty(expected, dtype=np.uint8)
+        size = _zstd().ZSTD_decompress(out.ctypes.data, expected, bytes(body), len(body))
+        body = out.data
         if size != expected:
             raise IntegrityError("SEAL's stream has another length: check TenSEAL's version")
     if len(body) != expected:
@@ -187,12 +187,12 @@ class Engine:
                 raise IntegrityError(f"SEAL refuses this object: {error}") from error
         return thing
 
-    def _split(self, body: bytes, primes: int, polys: int) -> tuple[NDArray[np.uint64], bytes]:
+    def _split(self, body: memoryview, primes: int, polys: int) -> tuple[NDArray[np.uint64], bytes]:
         """Return residues `(polys, primes, N)` and the seed of one saved ciphertext."""
         start = _MEMBERS.size + _HEADER.size + 8
         count = polys * primes * self.params.poly_modulus_degree
         words = np.frombuffer(body, dtype="<u8", count=count, offset=start)
-        seed = body[-SEED_BYTES:] if polys == 1 else b""
+        seed = bytes(body[-SEED_BYTES:]) if polys == 1 else b""
         return words.reshape(polys, primes, -1).astype(np.uint64), seed
 
     def _saved_size(self, primes: int, seeded: bool) -> int:

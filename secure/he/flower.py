@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from secure.aggregation._flower_wire import exchange, size
 from secure.aggregation._history import RoundRecord, TripRecord
+from secure.aggregation._mean_only import refuse_single_updates
 from secure.aggregation._payload import Aggregate, Layout
 from secure.aggregation._tensors import is_float, restore
-from secure.aggregation.flower import _exchange, _refuse_single_updates, _size
 from secure.errors import IntegrityError, MissingExtraError, ParameterError, PeerError, SecureError
 from secure.he._flower_client import he_mod
 from secure.he._flower_wire import (
@@ -137,7 +138,7 @@ class HESumStrategy(Strategy):
     def __init__(
         self, strategy: Strategy, policy: HEPolicy, trip_timeout_s: float = 3600.0
     ) -> None:
-        _refuse_single_updates(strategy)
+        refuse_single_updates(strategy)
         self.strategy = strategy
         self.policy = policy
         self.history: list[RoundRecord] = []
@@ -264,8 +265,8 @@ class HESumStrategy(Strategy):
                 ENCRYPT,
                 len(session.requests),
                 len(session.summed),
-                sum(map(_size, session.requests)),
-                sum(map(_size, replies)),
+                sum(map(size, session.requests)),
+                sum(map(size, replies)),
                 arrived - session.opened_at,
                 time.perf_counter() - arrived,
             )
@@ -302,9 +303,9 @@ class HESumStrategy(Strategy):
                 meta.message_type,
                 group_id=meta.group_id,
             )
-            sent, tried = sent + _size(ask), tried + 1
-            for node, reply in _exchange(session.grid, [ask], self._timeout_s):
-                upload += _size(reply)
+            sent, tried = sent + size(ask), tried + 1
+            for node, reply in exchange(session.grid, [ask], self._timeout_s):
+                upload += size(reply)
                 if reply.has_error():
                     session.refusals[node] = reply.error.reason or str(reply.error.code)
                     continue

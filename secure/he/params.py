@@ -139,7 +139,9 @@ class HEParams:
         if len(data) != _WIRE.size + primes:
             raise WireError(f"parameters end after {len(data)} bytes, {primes} primes announced")
         try:
-            return cls(degree, tuple(data[_WIRE.size :]), scale_bits, max_abs)
+            return cls(
+                degree, tuple(data[_WIRE.size :]), scale_bits, max_abs, "as the other side says"
+            )
         except ParameterError as error:
             raise WireError(f"inadmissible parameters: {error}") from error
 

@@ -126,9 +126,9 @@ class RemoteLayer:
         self.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m secure.he.query", description=__doc__)
+def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.he.query") -> int:
+    """Run the command line, called by a name; return the exit code."""
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("query", type=Path, help=".npy with one vector a row, or one vector")
     parser.add_argument("--ca", type=Path, required=True, help="PEM certificate to trust")
     parser.add_argument("--host", default="127.0.0.1")

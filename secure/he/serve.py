@@ -1,16 +1,21 @@
 """Serve an encrypted layer or gallery over TLS: `python -m secure.he.serve`.
 
-One client at a time, each on a deadline. A client gets the parameters and the layout, sends its
+A bounded number of clients at a time, each on a deadline; one result is computed at a time, while
+the others' bytes are on their way. A client gets the parameters and the layout, sends its
 evaluation keys once, then queries; the server never holds anything that decrypts.
 """
 
 import argparse
+import contextlib
+import math
 import socket
 import ssl
 import struct
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +35,7 @@ from secure.he.sizes import key_bytes, message_bytes
 
 # Length of the parameters, which come before the tag of the plan.
 HELLO = struct.Struct("<B")
+_POLL_S = 0.1
 
 
 class Layer(Protocol):
@@ -54,12 +60,49 @@ class Limits:
         max_seconds: Seconds after which it stops; None means no limit.
         queries_per_connection: Results that one connection gets.
         timeout: Seconds that a client has for one frame.
+        clients: Connections that are open at a time; others wait until one of them ends.
     """
 
     max_queries: int | None = None
     max_seconds: float | None = None
     queries_per_connection: int = 1000
     timeout: float = 30.0
+    clients: int = 8
+
+
+class _Service:
+    """What all connections share: the layer, used by one at a time, and what was given."""
+
+    def __init__(self, layer: Layer, limits: Limits) -> None:
+        self.plan = layer.plan
+        self.limits = limits
+        self.given = 0
+        self._layer = layer
+        self._end = math.inf
+        if limits.max_seconds is not None:
+            self._end = time.monotonic() + limits.max_seconds
+        self._lock = threading.Lock()
+
+    @property
+    def over(self) -> bool:
+        """Whether a limit is reached."""
+        return self.left(math.inf) <= 0 or self._spent()
+
+    def _spent(self) -> bool:
+        return self.limits.max_queries is not None and self.given >= self.limits.max_queries
+
+    def left(self, longest: float) -> float:
+        """Return the seconds that are left, at most `longest`."""
+        return max(min(longest, self._end - time.monotonic()), 0.0)
+
+    def result(self, encrypted: Encrypted, keys: EvaluationKeys) -> Encrypted | None:
+        """Compute a result; None where all were given."""
+        with self._lock:
+            if self._spent():
+                return None
+            result = self._layer(encrypted, keys)
+            self.given += 1
+            return result
 
 
 def serve(
@@ -85,81 +128,77 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         limits: When to stop, and what to bear.
         ready: Called with the port once the server listens.
-        log: Called with one line an event; never with anything that a client encrypted.
+        log: Called with one line an event, by any thread; never with anything that a client
+            encrypted.
 
     Returns:
-        The number of results given.
+        The number of results given, once all connections have ended.
 
     Guarantees:
         The server sees ciphertexts and public keys. Hostile bytes end their connection, not
         the process. Anyone who can connect can query, and so learn the weights, unless
         `client_ca` says who may.
     """
-    limits = limits or Limits()
+    service = _Service(layer, limits or Limits())
     context = server_context(certificate, private_key, client_ca)
-    end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
-    answered = 0
-    with socket.create_server((host, port)) as listener:
+    clients = service.limits.clients
+    with socket.create_server((host, port)) as listener, ThreadPoolExecutor(clients) as threads:
         ready(listener.getsockname()[1])
-        while limits.max_queries is None or answered < limits.max_queries:
-            rest = None if end is None else end - time.monotonic()
-            if rest is not None and rest <= 0:
-                break
-            listener.settimeout(rest)
-            try:
+        open_: set[Future[str]] = set()
+        while not service.over:
+            if len(open_) == clients:
+                wait(open_, service.left(_POLL_S), FIRST_COMPLETED)
+            ended = {each for each in open_ if each.done()}
+            for each in ended:
+                log(each.result())
+            open_ -= ended
+            if len(open_) == clients:
+                continue
+            listener.settimeout(service.left(_POLL_S) or _POLL_S)
+            with contextlib.suppress(TimeoutError):
                 raw, address = listener.accept()
-            except TimeoutError:
-                break
-            allowed = limits.queries_per_connection
-            if limits.max_queries is not None:
-                allowed = min(allowed, limits.max_queries - answered)
-            given, outcome = _connection(raw, context, layer, allowed, limits.timeout, end)
-            answered += given
-            log(f"{address[0]}: {given} results, {outcome}")
-    return answered
+                open_.add(threads.submit(_connection, raw, address[0], context, service))
+        for each in open_:
+            log(each.result())
+    return service.given
 
 
 def _connection(
-    raw: socket.socket,
-    context: ssl.SSLContext,
-    layer: Layer,
-    allowed: int,
-    timeout: float,
-    end: float | None,
-) -> tuple[int, str]:
-    """Serve one client; return the number of results and how it ended."""
-    given = 0
+    raw: socket.socket, address: str, context: ssl.SSLContext, service: _Service
+) -> str:
+    """Serve one client; return in a line how it ended."""
+    given, outcome = 0, "limit reached"
+    timeout = service.limits.timeout
     raw.settimeout(timeout)
     try:
         with context.wrap_socket(raw, server_side=True) as connection:
             try:
-                for _ in _answers(connection, layer, allowed, timeout, end):
+                for _ in _answers(connection, service):
                     given += 1
             except PeerError as error:
-                return given, str(error)
+                outcome = str(error)
             except SecureError as error:
+                outcome = f"refused: {error}"
                 text = f"{type(error).__name__}: {error}".encode()[:1000]
                 send(connection, Frame.ERROR, text, timeout)
-                return given, f"refused: {error}"
     except (OSError, PeerError) as error:
-        return given, f"connection failed: {error}"
+        outcome = f"connection failed: {error}"
     finally:
         raw.close()
-    return given, "limit reached"
+    return f"{address}: {given} results, {outcome}"
 
 
-def _answers(
-    connection: socket.socket, layer: Layer, allowed: int, timeout: float, end: float | None
-):
-    plan = layer.plan
+def _answers(connection: socket.socket, service: _Service) -> Iterator[None]:
+    """Answer a client; yield after each result."""
+    plan, timeout = service.plan, service.limits.timeout
     params = plan.params.to_bytes()
     hello = HELLO.pack(len(params)) + params + plan.tag
     send(connection, Frame.HELLO, hello, timeout)
     keys: EvaluationKeys | None = None
     limits = {Frame.KEYS: key_bytes(plan, public=True), Frame.QUERY: message_bytes(plan)}
-    for _ in range(allowed + 1):
-        wait = timeout if end is None else max(min(timeout, end - time.monotonic()), 0.0)
-        frame, payload = receive(connection, limits, wait)
+    given = 0
+    while given < service.limits.queries_per_connection and not service.over:
+        frame, payload = receive(connection, limits, service.left(timeout))
         if frame is Frame.KEYS:
             if keys is not None:
                 raise LayoutError("keys were sent already")
@@ -168,9 +207,12 @@ def _answers(
             continue
         if keys is None:
             raise LayoutError("send evaluation keys before the first query")
-        result = layer(Encrypted.from_bytes(payload, plan.params), keys)
+        result = service.result(Encrypted.from_bytes(payload, plan.params), keys)
+        if result is None:
+            return
         send(connection, Frame.RESULT, result.to_bytes(), timeout)
-        yield None
+        given += 1
+        yield
 
 
 def load_layer(
@@ -200,9 +242,9 @@ def load_layer(
         return EncryptedLinear(loaded["weight"], loaded.get("bias"), params=params)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m secure.he.serve", description=__doc__)
+def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.he.serve") -> int:
+    """Run the command line, called by a name; return the exit code."""
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("weights", type=Path, help=".npy gallery, or .npz with weight and bias")
     parser.add_argument("--cert", type=Path, required=True, help="PEM certificate of the server")
     parser.add_argument("--key", type=Path, required=True, help="PEM key of the server")

@@ -22,7 +22,7 @@ from secure.smpc.pair import PairResult, infer
 from secure.smpc.parcels import Folder
 from secure.smpc.parties import Answer, Client, Owner
 from secure.smpc.plan import Plan, compile
-from secure.smpc.program import Program
+from secure.smpc.program import Program, read_program
 from secure.smpc.tls import Identity, connect, listen, make_identities
 
 __all__ = [
@@ -52,5 +52,6 @@ __all__ = [
     "listen",
     "make_identities",
     "predict",
+    "read_program",
     "register",
 ]

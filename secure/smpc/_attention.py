@@ -43,6 +43,7 @@ class SoftmaxParameters:
         series: Series for exp on ±(range of the scores)/2^k.
         top_bits: e^u stays under 2^top_bits.
         inverse_bits: Fraction bits of 1/ΣQ.
+        padding: What a padded key's score is lowered by; 0 where there's no padding.
     """
 
     keys: int
@@ -51,6 +52,7 @@ class SoftmaxParameters:
     series: Series
     top_bits: int
     inverse_bits: int
+    padding: int = 0
 
     @property
     def key_bits(self) -> int:
@@ -172,7 +174,9 @@ def softmax_numerators(
     return Share(q, _LAST_BITS), index, fine - (index << _tables.LOW_BITS)
 
 
-def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> Share:
+def attend(
+    party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters, mask: Tensor | None = None
+) -> Share:
     """Return softmax(q·kᵀ)·v.
 
     Args:
@@ -181,6 +185,8 @@ def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> 
         k: Shape `(..., keys, d)`.
         v: Shape `(..., keys, d)`.
         p: Public parameters.
+        mask: Share of 0 for a key and −1 for padding, broadcast to `(..., queries, keys)`: secret,
+            and free, as the scores are lowered by a public multiple of it.
 
     Returns:
         Shape `(..., queries, d)`, with the bits of v.
@@ -195,6 +201,8 @@ def attend(party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters) -> 
         party.opening(v.value, mix["b"]),
     )
     scores = Share(matrix_product(party, held, e, f), q.bits + k.bits)
+    if mask is not None:
+        scores = Share(scores.value + mask * (p.padding << scores.bits), scores.bits)
     numerators, index, low = softmax_numerators(party, scores, p)
 
     table = sum_table(p, "inverse")

@@ -10,27 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from secure.smpc import _ring, _tables, program
-from secure.smpc._attention import MAX_KEYS, SoftmaxParameters
-from secure.smpc._norm import NormParameters, width_bits
-from secure.smpc._series import FUNCTIONS, MAX_RADIUS, PRECISION_BITS, Series, fit
+from secure.smpc import _ring, program
+from secure.smpc._domains import MARGIN, activation_series, norm_parameters, softmax_parameters
+from secure.smpc._norm import width_bits
+from secure.smpc._series import FUNCTIONS, PRECISION_BITS
 from secure.smpc.errors import CalibrationError, UnsupportedModuleError
 
 #: Fraction bits of a value between layers, and of a weight.
 VALUE_BITS = 16
 WEIGHT_BITS = 18
 _LEAST_WEIGHT_BITS = 12
-#: How far beyond the calibration's extremes a value may go.
-MARGIN = 1.25
-_VARIANCE_MARGIN = 4.0
-_ACTIVATION_TOLERANCE = 3e-4
-_EXP_TOLERANCE = 2e-5
-_EXP_RADIUS = 3.0
-_MAX_SQUARINGS = 6
-_MAX_INDEX_BITS = 14
-_GAIN_BITS = 11
-_SCALE_BITS = 18
-_NORM_BITS = 34
 
 
 def _largest(path: str, sample: Tensor) -> float:
@@ -62,7 +51,9 @@ class Value:
 class Builder:
     """Adds operations; see `secure.smpc.register` for handlers that use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, public_embedding: bool = False) -> None:
+        self.public_embedding = public_embedding
+        self.embedding: Tensor | None = None
         self.inputs: list[program.Input] = []
         self.operations: list[program.Operation] = []
         self.weights: dict[str, Tensor] = {}
@@ -122,12 +113,21 @@ class Builder:
 
     def real(self, features: Tensor, field: str) -> Value:
         """Take real features from the client, as they are: `(batch, ..., width)`."""
-        return self._input(field, "real", features, features.to(torch.float64), VALUE_BITS)
+        return self._input(field, "real", features)
 
     def tokens(self, ids: Tensor, vocabulary: int) -> Value:
         """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
         sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
         return self._input("input_ids", "one_hot", ids, sample, 0)
+
+    def looked_up(self, ids: Tensor, table: Tensor) -> Value:
+        """Take token embeddings from the client, which looks them up in the public table."""
+        self.embedding = table.detach().clone()
+        return self._input("inputs_embeds", "real", self.embedding[ids], reach=self.embedding)
+
+    def padding(self, mask: Tensor) -> Value:
+        """Take from the client which tokens are padding: 0 for a token, −1 for padding."""
+        return self._input("attention_mask", "padding", mask, mask.to(torch.float64) - 1, 0)
 
     def position_of(self, ids: Tensor, token: int | None) -> Value:
         """Take from the client where a token first appears, as a one-hot row."""
@@ -141,16 +141,20 @@ class Builder:
         field: str,
         kind: str,
         raw: Tensor,
-        sample: Tensor,
-        bits: int,
+        sample: Tensor | None = None,
+        bits: int = VALUE_BITS,
         patch: int = 0,
         token: int | None = None,
+        reach: Tensor | None = None,
     ) -> Value:
         name = self._name()
+        sample = raw.to(torch.float64) if sample is None else sample
         limit = 0.0
         if kind in ("patches", "real"):
             # A power of two, so that the range tells little about the calibration batch.
-            limit = 2.0 ** (_ring.magnitude_bits(_largest("input", raw)) + 2)
+            limit = 2.0 ** (
+                _ring.magnitude_bits(_largest("input", raw if reach is None else reach)) + 2
+            )
         value = self._made("input", name, bits, sample)
         self.inputs.append(
             program.Input(
@@ -325,7 +329,7 @@ class Builder:
 
     def activation(self, x: Value, function: str, path: str) -> Value:
         """Apply an activation of `_series.FUNCTIONS`."""
-        series = _activation_series(x, function, path)
+        series = activation_series(path, x.sample, function)
         if x.bits > 2 * PRECISION_BITS[function] - 1:
             self.rescale(x, VALUE_BITS, path)
         target = self._name()
@@ -341,6 +345,7 @@ class Builder:
         heads: int,
         path: str,
         causal: bool = False,
+        mask: Value | None = None,
     ) -> Value:
         """Attend; the queries are already scaled by 1/√d. All three have 16 bits."""
 
@@ -349,14 +354,26 @@ class Builder:
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
-        parameters = softmax_parameters(path, scores, value.sample, causal)
+        padded = mask is not None
+        parameters = softmax_parameters(path, scores, value.sample, causal, padded)
+        if mask is not None:
+            scores = scores + mask.sample[:, None, None, :] * parameters.padding
         if causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(hidden, -math.inf)
         mixed = (scores.softmax(-1) @ split(value)).transpose(1, 2).flatten(2)
         target = self._name()
         self.operations.append(
-            program.Attention(target, path, query.name, key.name, value.name, heads, parameters)
+            program.Attention(
+                target,
+                path,
+                query.name,
+                key.name,
+                value.name,
+                heads,
+                parameters,
+                None if mask is None else mask.name,
+            )
         )
         return self._made(path, target, value.bits, mixed)
 
@@ -388,92 +405,3 @@ class Affine:
                 weight = weight * self.weight.detach().to(torch.float64)
             folded.append((weight, total))
         return folded
-
-
-def _activation_series(x: Value, function: str, path: str) -> Series:
-    largest = float(x.sample.abs().max()) * MARGIN
-    radius = max(1.0, math.ceil(largest * 2) / 2)
-    if radius > MAX_RADIUS:
-        raise CalibrationError(
-            f"{path}: {function} of {largest:.3g} (margin included) is beyond ±{MAX_RADIUS:g}"
-        )
-    return fit(function, radius, _ACTIVATION_TOLERANCE)
-
-
-def softmax_parameters(
-    path: str, scores: Tensor, values: Tensor, causal: bool
-) -> SoftmaxParameters:
-    queries, keys = scores.shape[-2:]
-    if keys > MAX_KEYS:
-        raise CalibrationError(f"{path}: {keys} tokens; attention here takes at most {MAX_KEYS}")
-    seen = torch.ones(queries, keys, dtype=torch.float64)
-    if causal:
-        seen = seen.tril()
-    mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
-    reach = float(((scores - mean) * seen).abs().max()) * MARGIN
-    squarings = max(1, math.ceil(math.log2(max(reach, 1e-9) / _EXP_RADIUS)))
-    if squarings > _MAX_SQUARINGS:
-        raise CalibrationError(f"{path}: attention scores spread over ±{reach:.3g}, beyond ±192")
-    radius = max(0.25, math.ceil(reach / 2**squarings * 4) / 4)
-    series = fit("exp", radius, _EXP_TOLERANCE)
-    top_bits = math.ceil(radius / math.log(2))
-    room = _ring.LIMIT_BITS - 1 - 38 - _ring.magnitude_bits(float(values.abs().max()) * 2 * MARGIN)
-    if room < 8:
-        raise CalibrationError(f"{path}: attention values are too large for the ring")
-    return SoftmaxParameters(keys, causal, squarings, series, top_bits, min(15, room))
-
-
-def _index_bits(least: float, top_bits: int, floor: float) -> int:
-    """Return the bits of a table whose nodes are an eighth of the least argument apart.
-
-    Below `floor` (what epsilon drowns) there's nothing to resolve.
-    """
-    return max(6, top_bits - math.floor(math.log2(max(least, floor) / 8)))
-
-
-def _token_gains(squares: Tensor) -> tuple[int, ...]:
-    """Return per token the power of two that brings its variances near the largest."""
-    highest = squares.amax(dim=(0, *range(2, squares.dim()))).clamp(min=1e-12)
-    gains = (0.5 * torch.log2(highest.max() / highest)).floor()
-    return tuple(int(each) for each in gains)
-
-
-def norm_parameters(
-    path: str, width: int, centred: bool, squares: Tensor, divisor: float, offset: float
-) -> NormParameters:
-    """Fix a normalisation's table and bits from the sums of squares of the calibration.
-
-    Args:
-        path: Path of the module.
-        width: Number of features.
-        centred: Whether the mean is taken out.
-        squares: Shape `(batch, ..., 1)`.
-        divisor: What the sum is divided by.
-        offset: What is added to the quotient.
-    """
-    top_bits = _ring.magnitude_bits(float(squares.max()) * _VARIANCE_MARGIN)
-    least = max(float(squares.min()), 1e-12) / _VARIANCE_MARGIN
-    index_bits = _index_bits(least, top_bits, divisor * offset)
-    gains: tuple[int, ...] = ()
-    if index_bits > _GAIN_BITS and centred and squares.dim() == 3:
-        gains = _token_gains(squares)
-        squares = squares * (4.0 ** torch.tensor(gains, dtype=torch.float64)).unsqueeze(-1)
-        least = max(float(squares.min()), 1e-12) / _VARIANCE_MARGIN
-        index_bits = _index_bits(least, top_bits, divisor * offset)
-    if index_bits > _MAX_INDEX_BITS:
-        raise CalibrationError(
-            f"{path}: variances spread by a factor of {float(squares.max()) / least:.3g}, "
-            f"beyond what one table of 2^{_MAX_INDEX_BITS} nodes resolves"
-        )
-    # Half of the least argument: the quadratics beside it must still follow the function.
-    floor = least / 2
-    scale_bits = _ring.magnitude_bits(1 / math.sqrt(floor / divisor + offset))
-    square_bits = min(24, (58 - top_bits) // 2, _NORM_BITS - _SCALE_BITS + scale_bits)
-    needed = -(-(index_bits - top_bits + _tables.LOW_BITS + 1) // 2)
-    square_bits = max(square_bits, needed)
-    if square_bits > (58 - top_bits) // 2:
-        raise CalibrationError(f"{path}: variances up to {float(squares.max()):.3g} don't fit")
-    table = _tables.Table(
-        "rsqrt", top_bits, index_bits, floor, scale_bits, divisor=divisor, offset=offset
-    )
-    return NormParameters(width, centred, square_bits, _SCALE_BITS, table, gains)

@@ -1,15 +1,10 @@
 """What a query will cost, before it runs: counted on shapes by the code that will run."""
 
-import time
 from dataclasses import dataclass
-from functools import lru_cache
-
-import torch
 
 from secure.errors import ParameterError
-from secure.smpc import _ring
-from secure.smpc._items import Interpolation, Item, MatrixProduct, Waves, Weighted
 from secure.smpc._query import Query, requirements
+from secure.smpc._timing import local_seconds
 from secure.smpc.program import Program, weight_count
 
 #: `lan`, `wan`, or (bits a second, seconds one way).
@@ -29,7 +24,7 @@ class Cost:
             query (the client's is a 32-byte key).
         setup_bytes: Bytes of masked weights that the client receives once a model.
         network_s: Seconds of latency and transfer on the network asked for.
-        compute_s: Seconds of arithmetic, estimated from two kernels timed on this machine.
+        compute_s: Seconds of arithmetic: each kind of operation is run and timed on this machine.
     """
 
     rounds: int
@@ -49,7 +44,8 @@ class Cost:
 def predict(program: Program, query: Query, network: Network = "lan") -> Cost:
     """Predict what one query costs.
 
-    Rounds and bytes are exact: the protocols' own code runs on shapes. Seconds are an estimate.
+    Rounds and bytes are exact: the protocols' own code runs on shapes. Seconds are an estimate from
+    below, for two machines like this one with a core and its caches to spare each.
 
     Args:
         program: The program.
@@ -70,8 +66,6 @@ def predict(program: Program, query: Query, network: Network = "lan") -> Cost:
     needs = requirements(program, query)
     traffic = needs.server
     most = max(traffic.sent_bytes, traffic.received_bytes)
-    products, elements = _work(needs.items)
-    product_s, element_s = _speeds()
     return Cost(
         rounds=traffic.rounds,
         server_bytes=traffic.sent_bytes,
@@ -79,36 +73,5 @@ def predict(program: Program, query: Query, network: Network = "lan") -> Cost:
         dealer_bytes=sum(item.dealt_bytes for item in needs.items),
         setup_bytes=8 * weight_count(program),
         network_s=traffic.rounds * latency + 8 * most / bandwidth,
-        compute_s=products * product_s + elements * element_s,
+        compute_s=local_seconds(program, query),
     )
-
-
-def _work(items: tuple[Item, ...]) -> tuple[int, int]:
-    """Return multiplications of weights, and elements of correlated randomness touched."""
-    products = elements = 0
-    for item in items:
-        sizes = [torch.Size(piece.shape).numel() for piece in item.pieces]
-        elements += sum(sizes)
-        if isinstance(item, Weighted) and not item.diagonal:
-            products += torch.Size(item.rows).numel() * item.inputs * item.outputs
-        elif isinstance(item, MatrixProduct):
-            elements += sizes[0] * item.right[-1]
-        elif isinstance(item, Waves | Interpolation):
-            elements += 2 * sum(sizes)
-    return products, elements
-
-
-@lru_cache(maxsize=1)
-def _speeds() -> tuple[float, float]:
-    """Time the two kernels that dominate: seconds a weight product, seconds an element."""
-    x = torch.arange(64 * 512, dtype=torch.int64).view(64, 512) * 0x9E3779B97F4A7
-    weight = _ring.SmallMatrix(torch.arange(512 * 512).view(512, 512) - (1 << 17))
-    vector = torch.arange(1 << 18)
-    weight.rmatmul(x)
-    start = time.perf_counter()
-    weight.rmatmul(x)
-    product_s = (time.perf_counter() - start) / (64 * 512 * 512)
-    start = time.perf_counter()
-    for _ in range(4):
-        (vector * vector + (vector >> 16)).sum()
-    return product_s, (time.perf_counter() - start) / (4 * vector.numel())

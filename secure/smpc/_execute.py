@@ -1,6 +1,6 @@
 """Runs a program on shares, and prepares the client's input: nothing here knows a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -53,12 +53,16 @@ def prepare(spec: Input, raw: Mapping[str, Tensor]) -> Tensor:
             )
         return patches(value, spec.patch) if spec.kind == "patches" else value
     if value.is_floating_point():
-        raise ParameterError(f"{spec.field} holds token ids: integers")
+        raise ParameterError(f"{spec.field} holds integers")
     if spec.kind == "one_hot":
         size = spec.shape[-1]
         if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < size):
             raise ParameterError(f"a token id is outside [0, {size})")
         return torch.nn.functional.one_hot(value.to(torch.int64), size)
+    if spec.kind == "padding":
+        if not bool(((value == 0) | (value == 1)).all()) or not bool(value.any(-1).all()):
+            raise ParameterError(f"{spec.field} is 1 for tokens and 0 for padding, never 0 alone")
+        return value.to(torch.int64) - 1
     target = value.amax(-1, keepdim=True) if spec.token is None else spec.token
     return torch.nn.functional.one_hot(
         (value == target).to(torch.int64).argmax(-1), value.shape[-1]
@@ -118,20 +122,27 @@ class Executor:
             values[spec.name] = Share(value, spec.bits)
         return values
 
-    def run(self, values: Values) -> Share:
+    def run(
+        self,
+        values: Values,
+        progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+    ) -> Share:
         """Run every operation and return the share of the output."""
         values = dict(values)
+        total = len(self._program.operations)
         last_use = {}
         for at, op in enumerate(self._program.operations):
             last_use.update(dict.fromkeys(program.sources(op), at))
         for at, op in enumerate(self._program.operations):
-            values.update(self._apply(op, values))
+            values.update(self.apply(op, values))
             for name in program.sources(op):
                 if last_use[name] == at and name != self._program.output:
                     values.pop(name, None)
+            progress("computing", at + 1, total)
         return values[self._program.output]
 
-    def _apply(self, op: Operation, values: Values) -> Values:
+    def apply(self, op: Operation, values: Values) -> Values:
+        """Run one operation and return what it makes, by name."""
         handler = getattr(self, f"_{op.kind}")
         made = handler(op, values)
         return made if isinstance(made, dict) else {op.target: made}
@@ -216,12 +227,16 @@ class Executor:
             split = share.value.view(batch, tokens, op.heads, width // op.heads)
             return Share(split.transpose(1, 2).contiguous(), share.bits)
 
+        mask = None
+        if op.mask is not None:
+            mask = values[op.mask].value[:, None, None, :]
         mixed = _attention.attend(
             self._party,
             heads(values[op.query]),
             heads(values[op.key]),
             heads(values[op.value]),
             op.parameters,
+            mask,
         )
         batch, count, tokens, width = mixed.shape
         joined = mixed.value.transpose(1, 2).reshape(batch, tokens, count * width)

@@ -111,6 +111,7 @@ def self_attention(
     path: str,
     causal: bool = False,
     scale: float | None = None,
+    mask: Value | None = None,
 ) -> Value:
     """Project once for queries, keys and values, fold in LayerNorm and the scale, and attend."""
     parts = [plain_linear(each, path) for each in projections]
@@ -125,7 +126,7 @@ def self_attention(
         join(path, "qkv"),
     )
     q, k, v = (builder.slice(stacked, i * width, (i + 1) * width, path) for i in range(3))
-    return builder.attention(q, k, v, heads, path, causal)
+    return builder.attention(q, k, v, heads, path, causal, mask)
 
 
 def feed_forward(
@@ -145,7 +146,12 @@ def feed_forward(
 
 
 def pre_norm_block(
-    builder: Builder, block: Module, x: Value, path: str, causal: bool = False
+    builder: Builder,
+    block: Module,
+    x: Value,
+    path: str,
+    causal: bool = False,
+    mask: Value | None = None,
 ) -> Value:
     """Map a pre-LayerNorm transformer block with the names of CLIP's or of ViT's."""
     if hasattr(block, "self_attn"):
@@ -162,7 +168,7 @@ def pre_norm_block(
     heads = head_count(attention, attention_path)
     scale = getattr(attention, "scale", getattr(attention, "scaling", None))
     normed = builder.layer_norm(x, norm1, join(path, names[0]))
-    mixed = self_attention(builder, normed, (q, k, v), heads, attention_path, causal, scale)
+    mixed = self_attention(builder, normed, (q, k, v), heads, attention_path, causal, scale, mask)
     out = plain_linear(out, join(attention_path, parts[3]))
     update = builder.linear(
         mixed, out.weight, out.bias, join(attention_path, parts[3]), output="raw"
@@ -189,10 +195,17 @@ def mlp_activation(mlp: Module, path: str) -> object:
     raise UnsupportedModuleError(path, type(mlp).__name__, "doesn't say its activation")
 
 
-def encoder(builder: Builder, layers: Module, x: Value, path: str, causal: bool = False) -> Value:
+def encoder(
+    builder: Builder,
+    layers: Module,
+    x: Value,
+    path: str,
+    causal: bool = False,
+    mask: Value | None = None,
+) -> Value:
     """Map a stack of pre-LayerNorm blocks."""
     for i, block in enumerate(layers):
-        x = pre_norm_block(builder, block, x, f"{path}.{i}", causal)
+        x = pre_norm_block(builder, block, x, f"{path}.{i}", causal, mask)
     return x
 
 

@@ -63,8 +63,14 @@ def describe(program: Program, query: Query) -> Leakage:
     server = [
         "when an inference runs, its program, batch size and what kind of result it gives",
     ]
-    if any(each.kind == "one_hot" for each in program.inputs):
-        server.append("the length in tokens that the program was compiled for")
+    fields = {each.field for each in program.inputs}
+    if fields & {"input_ids", "inputs_embeds"}:
+        hidden = {"padding", "position"} & {each.kind for each in program.inputs}
+        server.append(
+            "the longest caption, in tokens, that the program takes, not this caption's length"
+            if hidden
+            else "the caption's length in tokens: the program was compiled for it"
+        )
     if query.labels:
         server.append("the labels, which it embeds in the clear")
     return Leakage(

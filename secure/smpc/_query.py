@@ -1,6 +1,6 @@
 """One inference: which program, on how many inputs, and what of its result leaves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -109,6 +109,7 @@ def answer(
     owner: Owner | None = None,
     raw: Mapping[str, Tensor] | None = None,
     labels: Tensor | None = None,
+    progress: Callable[[str, int, int], None] = lambda task, done, total: None,
 ) -> Tensor | None:
     """Compute one query.
 
@@ -119,13 +120,20 @@ def answer(
         owner: The server's secrets (server only).
         raw: The client's input by field (client only).
         labels: The server's label embeddings, `(labels, width)`, of length 1 (server only).
+        progress: Called with ("computing", operations done, operations).
 
     Returns:
         On the client the result: float64 scores or embeddings, or int64 indices `(batch, k)`.
         None on the server.
     """
     executor = Executor(program, party, owner, query.batch)
-    result = executor.run(executor.inputs(raw))
+    return finish(program, party, query, executor.run(executor.inputs(raw), progress), labels)
+
+
+def finish(
+    program: Program, party: Party, query: Query, result: Share, labels: Tensor | None = None
+) -> Tensor | None:
+    """Turn a program's output into what the query reveals, and reveal it to the client."""
     if query.reveal == "scores" and query.labels:
         result, _ = _norm.normalise(party, result, _length(program), None)
         (result,) = party.run(party.rescale(result, _LABEL_BITS + 4))

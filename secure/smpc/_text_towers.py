@@ -19,20 +19,24 @@ from secure.smpc._handlers import (
 from secure.smpc.errors import UnsupportedModuleError
 
 
-def _no_padding(batch: Batch, path: str, kind: str) -> None:
+def _padding(builder: Builder, batch: Batch) -> Value | None:
+    """Take the padding from the client where the calibration has some: it stays secret."""
     mask = batch.get("attention_mask")
-    if mask is not None and not bool((mask == 1).all()):
-        raise UnsupportedModuleError(
-            path, kind, "padded captions have no mapping: compile one program a length"
-        )
+    return None if mask is None or bool((mask == 1).all()) else builder.padding(mask)
 
 
 def token_embedding(
     builder: Builder, table: Module, position: Tensor, ids: Tensor, path: str
 ) -> Value:
-    """Map token and position embeddings: a one-hot row of the client's times the table."""
-    x = builder.tokens(ids, table.weight.shape[0])
-    x = builder.linear(x, table.weight.T, None, join(path, "token_embedding"), output="raw")
+    """Map token and position embeddings: a one-hot row of the client's times the table.
+
+    A public table is looked up by the client instead.
+    """
+    if builder.public_embedding:
+        x = builder.looked_up(ids, table.weight)
+    else:
+        x = builder.tokens(ids, table.weight.shape[0])
+        x = builder.linear(x, table.weight.T, None, join(path, "token_embedding"), output="raw")
     return builder.add_constant(x, position[: ids.shape[1]], join(path, "position"))
 
 
@@ -76,7 +80,7 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     embeddings, layers, norm, head = need(
         module, ("embeddings", "encoder", "final_layer_norm", "head"), path
     )
-    _no_padding(batch, path, type(module).__name__)
+    mask = _padding(builder, batch)
     x = token_embedding(
         builder,
         embeddings.token_embedding,
@@ -84,7 +88,7 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
         batch["input_ids"],
         join(path, "embeddings"),
     )
-    x = encoder(builder, layers.layers, x, join(path, "encoder.layers"))
+    x = encoder(builder, layers.layers, x, join(path, "encoder.layers"), mask=mask)
     x = builder.token(x, -1, path)
     normed = builder.layer_norm(x, norm, join(path, "final_layer_norm"), keep=False)
     return project(builder, normed, head, join(path, "head"))
@@ -93,7 +97,7 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
 @register("BertModel")
 def _bert(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     embeddings, layers = need(module, ("embeddings", "encoder"), path)
-    _no_padding(batch, path, type(module).__name__)
+    mask = _padding(builder, batch)
     if module.config.is_decoder:
         raise UnsupportedModuleError(path, type(module).__name__, "a decoder has no mapping")
     position = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
@@ -102,7 +106,7 @@ def _bert(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     normed = builder.layer_norm(x, embeddings.LayerNorm, join(where, "LayerNorm"), keep=False)
     x = builder.affine(normed)
     for i, block in enumerate(layers.layer):
-        x = _bert_block(builder, block, x, join(path, f"encoder.layer.{i}"))
+        x = _bert_block(builder, block, x, join(path, f"encoder.layer.{i}"), mask)
     if getattr(module, "pooler", None) is None:
         return x
     dense = plain_linear(module.pooler.dense, join(path, "pooler.dense"))
@@ -114,7 +118,7 @@ def _bert(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     return x
 
 
-def _bert_block(builder: Builder, block: Module, x: Value, path: str) -> Value:
+def _bert_block(builder: Builder, block: Module, x: Value, path: str, mask: Value | None) -> Value:
     """Map a post-LayerNorm block: the residual needs the affine part, so it's applied."""
     attention = block.attention.self
     where = join(path, "attention")
@@ -124,6 +128,7 @@ def _bert_block(builder: Builder, block: Module, x: Value, path: str) -> Value:
         (attention.query, attention.key, attention.value),
         attention.num_attention_heads,
         join(where, "self"),
+        mask=mask,
     )
     output = block.attention.output
     update = builder.linear(

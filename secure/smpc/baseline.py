@@ -2,60 +2,32 @@
 
 The same operations in the same order, with CrypTen 0.4.1's tanh GELU, softmax, inverse square
 root, Beaver products and local truncation. Its trusted first party makes every triple in party 0,
-from generators that aren't cryptographic: party 0 could read everything. So this module refuses
-to run unless the caller says that nothing secret is in it.
+from generators that aren't cryptographic: party 0 could read everything. So `secure.smpc` keeps
+both locked (`_crypten`), and the baseline unlocks them only between two processes of one machine,
+which it alone connects, for data that the caller calls public.
 """
 
 import importlib
-import importlib.util
 import math
-import sys
+import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.onnx
 from torch import Tensor
 
-from secure.errors import MissingExtraError, PolicyError
+from secure.errors import ParameterError, PolicyError
 from secure.smpc import program as p
+from secure.smpc._crypten import from_crypten, load_crypten, public_data, to_crypten
 from secure.smpc._execute import prepare
-from secure.smpc._party import Share
 from secure.smpc.errors import UnsupportedModuleError
 from secure.smpc.program import Operation, Program
 
-_MOVED = "torch.onnx._internal.registration"
-_MOVED_TO = "torch.onnx._internal.torchscript_exporter.registration"
-
-
-def load_crypten() -> Any:
-    """Import CrypTen, on a torch whose ONNX internals have moved too.
-
-    Raises:
-        MissingExtraError: CrypTen isn't installed.
-    """
-    if importlib.util.find_spec(_MOVED) is None and _MOVED not in sys.modules:
-        sys.modules[_MOVED] = importlib.import_module(_MOVED_TO)
-    try:
-        return importlib.import_module("crypten")
-    except ModuleNotFoundError as error:
-        if error.name != "crypten":
-            raise
-        raise MissingExtraError("crypten", "smpc") from error
-
-
-def to_crypten(share: Share) -> Any:
-    """Hand a share to CrypTen as it is: an `ArithmeticSharedTensor` of the same precision."""
-    load_crypten()
-    primitives = importlib.import_module("crypten.mpc.primitives")
-    return primitives.ArithmeticSharedTensor.from_shares(share.value, precision=share.bits)
-
-
-def from_crypten(tensor: Any) -> Share:
-    """Take a share back from an `ArithmeticSharedTensor`."""
-    return Share(tensor.share, int(math.log2(tensor.encoder.scale)))
+__all__ = ["Baseline", "BaselineResult", "from_crypten", "load_crypten", "to_crypten"]
 
 
 @dataclass(frozen=True)
@@ -76,28 +48,56 @@ class BaselineResult:
 
 
 class Baseline:
-    """Runs programs on CrypTen; `crypten.init()` must have been called in both processes.
+    """Runs programs on CrypTen, as one of two processes on this machine: a context manager.
+
+    It sets up CrypTen's communicator itself, over loopback and a file, so that no other machine
+    can take part: two processes of one user have nothing to hide from each other.
 
     Args:
-        nothing_secret: The caller's word that inputs and weights are public. Without it the
-            trusted first party is refused.
+        rank: 0 (owner of the weights) or 1.
+        meeting: File where the two processes meet; neither may have made it before.
+        nothing_secret: The caller's word that inputs and weights are public.
 
     Raises:
         PolicyError: The word wasn't given.
         MissingExtraError: CrypTen isn't installed.
     """
 
-    def __init__(self, nothing_secret: bool = False) -> None:
+    def __init__(self, rank: int, meeting: Path, nothing_secret: bool = False) -> None:
         self.crypten = load_crypten()
         if not nothing_secret:
             raise PolicyError(
                 "CrypTen's trusted first party and its torch generators protect nothing: the "
                 "baseline runs on public data only, and wants nothing_secret=True to say so"
             )
+        if rank not in (0, 1):
+            raise ParameterError(f"a baseline has ranks 0 and 1, got {rank}")
+        self._rank, self._meeting = rank, meeting
+        self._provider_s = 0.0
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Baseline":
+        os.environ.update(
+            WORLD_SIZE="2",
+            RANK=str(self._rank),
+            DISTRIBUTED_BACKEND="gloo",
+            RENDEZVOUS=self._meeting.resolve().as_uri(),
+            GLOO_SOCKET_IFNAME="lo",
+        )
+        self._open.enter_context(public_data())
+        try:
+            self.crypten.init()
+        except BaseException:
+            self._open.close()
+            raise
+        self._open.callback(self.crypten.uninit)
         # CrypTen counts rounds and bytes only when it is told to be verbose.
         importlib.import_module("crypten.config").cfg.communicator.verbose = True
-        self._provider_s = 0.0
         self._time_provider()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def _time_provider(self) -> None:
         """Count the time in which triples are made: a real dealer would make them beforehand."""
@@ -180,7 +180,7 @@ def _apply(baseline: Baseline, op: Operation, values: dict[str, Any], secret: di
             values[op.kept] = values[op.source]
     elif isinstance(op, p.Activation):
         made = _activation(values[op.source], op)
-    elif isinstance(op, p.Attention) and not op.parameters.causal:
+    elif isinstance(op, p.Attention) and op.mask is None and not op.parameters.causal:
         made = _attention(values[op.query], values[op.key], values[op.value], op.heads)
     else:
         raise UnsupportedModuleError(op.path, op.kind, "the baseline runs image towers only")

@@ -27,9 +27,8 @@ from secure.smpc._material import CLIENT, SERVER, Material
 from secure.smpc._query import REVEALS, Query, requirements
 from secure.smpc.errors import MaterialError, WireError
 from secure.smpc.parcels import ID_BYTES, SETUP_BYTES, Setup
-from secure.smpc.program import Program
+from secure.smpc.program import Program, read_program
 
-MAX_PROGRAM_BYTES = 1 << 24
 _MAX_OPEN_PARCELS = 1024
 _ROLE_NUMBERS = {"server": SERVER, "client": CLIENT}
 
@@ -265,17 +264,6 @@ class Remote:
         """Do nothing: every session draws a new identifier."""
 
 
-def read_program(path: Path) -> Program:
-    """Read a program's file.
-
-    Raises:
-        ParameterError: No such file, or far too large.
-    """
-    if not path.is_file() or path.stat().st_size > MAX_PROGRAM_BYTES:
-        raise ParameterError("the program's file is missing or too large")
-    return Program.from_json(path.read_text())
-
-
 def add_query_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--reveal`, `--k`, `--labels` and `--batch` to a parser."""
     parser.add_argument("--reveal", choices=REVEALS, default="top")
@@ -284,9 +272,9 @@ def add_query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns 0 done, 2 wrong usage, 3 refused."""
-    parser = argparse.ArgumentParser(prog="python -m secure.smpc.dealer")
+def main(arguments: list[str] | None = None, name: str = "python -m secure.smpc.dealer") -> int:
+    """Run the command line, called by a name; returns 0 done, 2 wrong usage, 3 refused."""
+    parser = argparse.ArgumentParser(prog=name)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("identities", help="make an authority and a certificate a role")
     make.add_argument("folder", type=Path)

@@ -31,6 +31,7 @@ MAX_LABEL_CHARACTERS = 256
 #: Turns label texts into embeddings of length 1: `(labels, width)`.
 EmbedLabels = Callable[[Sequence[str]], Tensor]
 Log = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
 
 
 def _weight_shapes(program: Program) -> list[_wire.Expected]:
@@ -74,16 +75,17 @@ class Owner:
         """
         hello = _wire.unpack_json(channel.receive(_wire.MAX_JSON_BYTES, _wire.JSON))
         program = self._plan.program
+        named = hello.get("program")
+        if hello.get("protocol") == PROTOCOL and isinstance(named, str) and named != program.digest:
+            # The client is told which program it should hold, and raises the same error.
+            channel.send(_wire.pack_json(self._reply()), _wire.JSON)
         query, labels, parcel = self._check(hello)
         embeddings = None
         if query.labels and self._embed_labels is not None:
             embeddings = self._embed_labels(labels).detach().to(torch.float64)
         material = self._source.claim(program, query, self._setup.identifier, parcel)
         try:
-            channel.send(
-                _wire.pack_json({"protocol": PROTOCOL, "setup": self._setup.identifier.hex()}),
-                _wire.JSON,
-            )
+            channel.send(_wire.pack_json(self._reply()), _wire.JSON)
             wanted = _wire.unpack_json(channel.receive(_wire.MAX_JSON_BYTES, _wire.JSON))
             if wanted.get("weights") is True:
                 names = sorted(program.weights)
@@ -94,6 +96,13 @@ class Owner:
             _query.answer(program, party, query, owner=self._secrets, labels=embeddings)
         finally:
             material.close()
+
+    def _reply(self) -> dict:
+        return {
+            "protocol": PROTOCOL,
+            "program": self._plan.program.digest,
+            "setup": self._setup.identifier.hex(),
+        }
 
     def _check(self, hello: dict) -> tuple[Query, list[str], bytes]:
         """Check a client's opening message against the program and the policy."""
@@ -190,10 +199,18 @@ class Client:
         program: The program, as the owner published it.
         source: Where its material comes from.
         connect: Opens a link to the owner, for example `lambda: tls.connect(...)`.
+        progress: Called with (task, done, total): `weights`, `material`, `computing`.
     """
 
-    def __init__(self, program: Program, source: Source, connect: Callable[[], Channel]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        source: Source,
+        connect: Callable[[], Channel],
+        progress: Progress = lambda task, done, total: None,
+    ) -> None:
         self._program, self._source, self._connect = program, source, connect
+        self._progress = progress
         self._masked: dict[str, Tensor] | None = None
         self._setup = b""
 
@@ -207,6 +224,7 @@ class Client:
 
         Raises:
             ParameterError: An input of the wrong size or out of range; nothing was sent.
+            PlanMismatchError: The owner serves another program; nothing secret was sent.
             SecureError: The owner, the dealer or the network failed or refused.
         """
         query.check(self._program)
@@ -250,15 +268,19 @@ class Client:
         reply = _wire.unpack_json(channel.receive(_wire.MAX_JSON_BYTES, _wire.JSON))
         if reply.get("protocol") != PROTOCOL:
             raise WireError("the owner speaks another version of this protocol")
+        self._program.require(str(reply.get("program")))
         setup = parse_identifier(reply.get("setup"))
         wanted = self._masked is None or setup != self._setup
         channel.send(_wire.pack_json({"weights": wanted}), _wire.JSON)
         if wanted:
+            self._progress("weights", 0, 1)
             expected = _weight_shapes(self._program)
             body = channel.receive(_wire.body_bytes(expected), _wire.BLOB)
             tensors = _wire.unpack(body, expected)
             self._masked = dict(zip(sorted(self._program.weights), tensors, strict=True))
             self._setup = setup
+            self._progress("weights", 1, 1)
+        self._progress("material", 0, 1)
         material = self._source.claim(self._program, query, setup, parcel)
         try:
             material.preload(self._masked)
@@ -266,10 +288,11 @@ class Client:
                 "ready": True
             }:
                 raise IntegrityError("the owner isn't ready")
+            self._progress("material", 1, 1)
             channel.traffic = Traffic()
             start = time.perf_counter()
             party = Party(1, channel, material, self._masked or {})
-            value = _query.answer(self._program, party, query, raw=raw)
+            value = _query.answer(self._program, party, query, raw=raw, progress=self._progress)
             seconds = time.perf_counter() - start
         finally:
             material.close()

@@ -1,9 +1,13 @@
 """A compiled model: its public program, its secret weights, and what can be said beforehand."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +16,17 @@ from secure.smpc import _cost, _leakage, _query
 from secure.smpc._builder import Builder, Value
 from secure.smpc._execute import Owner
 from secure.smpc._towers import trace
-from secure.smpc.errors import AccuracyError, CalibrationError, UnsupportedModuleError
-from secure.smpc.program import Program
+from secure.smpc.errors import (
+    AccuracyError,
+    CalibrationError,
+    PlanMismatchError,
+    UnsupportedModuleError,
+)
+from secure.smpc.parcels import write_secret
+from secure.smpc.program import Program, read_program
+
+PUBLIC, PROGRAM_FILE = "public", "program.json"
+WEIGHTS_FILE, EMBEDDING_FILE = "weights.npz", "embedding.npy"
 
 #: The mapping is checked against the model itself; float32 models differ by about 1e-5.
 _MAPPING_TOLERANCE = 1e-3
@@ -27,11 +40,14 @@ class Plan:
         program: The public half: hand it to the client and the dealer.
         weights: The server's weights in float64, by name.
         constants: The server's biases, embeddings and tokens, by name.
+        embedding: The public table of token embeddings, `(vocabulary, width)`, where the client
+            looks them up itself; else None.
     """
 
     program: Program
     weights: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
+    embedding: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Plan({self.program.family}, {self.program.digest[:12]})"
@@ -39,6 +55,49 @@ class Plan:
     def owner(self) -> Owner:
         """Encode the weights for the server."""
         return Owner(self.weights, self.constants, self.program.weights)
+
+    def save(self, folder: Path) -> None:
+        """Write `public/`, for everybody, and `weights.npz`, for this user alone."""
+        (folder / PUBLIC).mkdir(parents=True, exist_ok=True)
+        (folder / PUBLIC / PROGRAM_FILE).write_text(self.program.to_json() + "\n")
+        if self.embedding is not None:
+            np.save(folder / PUBLIC / EMBEDDING_FILE, self.embedding.numpy())
+        named = {f"weight:{k}": v for k, v in self.weights.items()}
+        named |= {f"constant:{k}": v for k, v in self.constants.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{k: v.numpy() for k, v in named.items()})  # pyright: ignore
+        write_secret(folder / WEIGHTS_FILE, [buffer.getvalue()])
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan":
+        """Read what `save` wrote.
+
+        Raises:
+            ParameterError: A file is missing or can't be read.
+            PlanMismatchError: The weights are not those of the program.
+        """
+        program = read_program(folder / PUBLIC / PROGRAM_FILE)
+        found: dict[str, dict[str, Tensor]] = {"weight": {}, "constant": {}}
+        try:
+            with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    kind, _, key = name.partition(":")
+                    found[kind][key] = torch.from_numpy(arrays[name])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ParameterError(
+                f"{folder} has no {WEIGHTS_FILE} of a compiled model; compile it again"
+            ) from error
+        shapes = {
+            kind: {k: tuple(v.shape) for k, v in part.items()} for kind, part in found.items()
+        }
+        wanted = {k: info.shape for k, info in program.weights.items()}
+        if shapes != {"weight": wanted, "constant": program.constants}:
+            raise PlanMismatchError(
+                f"{WEIGHTS_FILE} doesn't belong to {PROGRAM_FILE}; compile the model again"
+            )
+        path = folder / PUBLIC / EMBEDDING_FILE
+        table = torch.from_numpy(np.load(path, allow_pickle=False)) if path.exists() else None
+        return cls(program, found["weight"], found["constant"], table)
 
     def cost(
         self,
@@ -103,6 +162,7 @@ def compile(
     model: nn.Module,
     calibration: Mapping[str, Tensor] | Tensor,
     public_parts: tuple[str, ...] = (),
+    public_embedding: bool = False,
 ) -> Plan:
     """Compile a torch model to a two-party computation.
 
@@ -117,6 +177,9 @@ def compile(
             `features` by name, or a bare tensor. Its size apart from the batch is the program's.
         public_parts: What the client runs in the clear before the program, in words; it's
             repeated by `plan.leakage()`.
+        public_embedding: For a text encoder: the table of token embeddings is public, and the
+            client looks its tokens up (`inputs_embeds = plan.embedding[input_ids]`) instead of
+            multiplying one-hot rows with a secret table. Position embeddings stay secret.
 
     Returns:
         The plan.
@@ -132,11 +195,15 @@ def compile(
     if model.training:
         raise ParameterError("compile a model in eval mode: model.eval()")
     batch = as_fields(calibration)
-    builder = Builder()
+    builder = Builder(public_embedding)
     with torch.no_grad():
         result = trace(builder, model, batch)
         _compare(model, batch, result)
     length = _length(builder, result) if len(result.shape) == 1 else None
+    if builder.embedding is not None:
+        public_parts = (*public_parts, "the table of token embeddings")
+    elif public_embedding:
+        raise ParameterError("public_embedding is for text encoders; this program takes no tokens")
     program = Program(
         family=type(model).__name__,
         inputs=tuple(builder.inputs),
@@ -148,12 +215,12 @@ def compile(
         length=length,
         public_parts=tuple(public_parts),
     )
-    return Plan(program, builder.weights, builder.constants)
+    return Plan(program, builder.weights, builder.constants, builder.embedding)
 
 
 def _length(builder: Builder, result: Value):
     """Find how to normalise the output, without adding it to the program."""
-    from secure.smpc._builder import norm_parameters
+    from secure.smpc._domains import norm_parameters
 
     try:
         squares = (result.sample**2).sum(-1, keepdim=True)

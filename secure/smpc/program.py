@@ -6,20 +6,23 @@ It has no weight. Its hash names it: parties with different hashes don't compute
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from secure.smpc import _tables
+from secure.errors import ParameterError
 from secure.smpc._attention import SoftmaxParameters
 from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
 from secure.smpc.errors import PlanMismatchError, WireError
 
-VERSION = 1
+VERSION = 2
+_MAX_FILE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Activation(Operation):
 
 @dataclass(frozen=True)
 class Attention(Operation):
-    """Multi-head attention from three values to one."""
+    """Multi-head attention from three values to one; `mask` names the client's padding."""
 
     kind: ClassVar[str] = "attention"
     query: str
@@ -159,6 +162,7 @@ class Attention(Operation):
     value: str
     heads: int
     parameters: SoftmaxParameters
+    mask: str | None
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -187,9 +191,9 @@ class Input:
 
     Attributes:
         name: Name of the value.
-        field: Which raw input it is made from (`pixel_values`, `input_ids`, `features`).
-        kind: `patches` (an image cut up), `real`, `one_hot` (token ids) or `position` (one-hot of
-            where a token first appears).
+        field: Which raw input it is made from (`pixel_values`, `input_ids`, `attention_mask`, …).
+        kind: `patches` (an image cut up), `real`, `one_hot` (token ids), `position` (one-hot of
+            where a token first appears) or `padding` (0 for a token, −1 for padding).
         raw_shape: Shape of one raw input.
         shape: Shape of the value for one input.
         bits: Its fraction bits.
@@ -274,18 +278,8 @@ class Program:
             value = json.loads(text)
             if value.pop("version") != VERSION:
                 raise WireError(f"the program is not of version {VERSION}; compile it again")
-            return cls(
-                family=value["family"],
-                inputs=tuple(Input(**_tuples(each)) for each in value["inputs"]),
-                operations=tuple(_operation(each) for each in value["operations"]),
-                weights={k: WeightInfo(**_tuples(w)) for k, w in value["weights"].items()},
-                constants={k: tuple(shape) for k, shape in value["constants"].items()},
-                output=value["output"],
-                output_shape=tuple(value["output_shape"]),
-                length=None if value["length"] is None else _norm(value["length"]),
-                public_parts=tuple(value["public_parts"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return _read(cls, value)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise WireError("this is not a program of private inference") from error
 
     def require(self, digest: str) -> None:
@@ -301,34 +295,46 @@ class Program:
             )
 
 
-def _tuples(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+def read_program(path: Path) -> Program:
+    """Read a program's file.
+
+    Raises:
+        ParameterError: No such file, or far too large.
+        WireError: Not a program of this version.
+    """
+    if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+        raise ParameterError(f"the program's file {path} is missing or too large")
+    return Program.from_json(path.read_text(errors="replace"))
 
 
-def _norm(value: dict[str, Any]) -> NormParameters:
-    return NormParameters(**{**_tuples(value), "table": _tables.Table(**value["table"])})
-
-
-def _operation(value: dict[str, Any]) -> Operation:
-    value = _tuples(value)
-    kind = OPERATIONS[value.pop("kind")]
-    if kind is Normalise:
-        value["parameters"] = _norm(value["parameters"])
-    elif kind is Attention:
-        inner = dict(value["parameters"])
-        inner["series"] = Series(**_tuples(inner["series"]))
-        value["parameters"] = SoftmaxParameters(**inner)
-    elif kind is Activation:
-        value["series"] = Series(**_tuples(value["series"]))
-    if set(value) != {each.name for each in fields(kind)}:
-        raise ValueError("unknown or missing field")
-    return kind(**value)
+def _read(kind: Any, value: Any) -> Any:
+    """Build what a type annotation says from JSON; anything else is a ValueError."""
+    if kind is Operation:
+        value = dict(value)
+        kind = OPERATIONS[value.pop("kind")]
+    if is_dataclass(kind):
+        every = get_type_hints(kind)
+        hints = {each.name: every[each.name] for each in fields(kind)}
+        if not isinstance(value, dict) or set(value) != set(hints):
+            raise ValueError("unknown or missing field")
+        return kind(**{name: _read(hints[name], value[name]) for name in hints})  # pyright: ignore
+    shape, parts = get_origin(kind), get_args(kind)
+    if shape is tuple and isinstance(value, list):
+        return tuple(_read(parts[0], each) for each in value)
+    if shape is dict and isinstance(value, dict):
+        return {name: _read(parts[1], each) for name, each in value.items()}
+    if shape is UnionType:
+        return None if value is None else _read(parts[0], value)
+    if type(value) is not kind:
+        raise ValueError("a field of another type")
+    return value
 
 
 def sources(op: Operation) -> list[str]:
     """Return the names of the values that an operation reads."""
-    names = ("source", "left", "right", "query", "key", "value", "selector")
-    return [getattr(op, name) for name in names if hasattr(op, name)]
+    names = ("source", "left", "right", "query", "key", "value", "selector", "mask")
+    found = (getattr(op, name, None) for name in names)
+    return [name for name in found if name is not None]
 
 
 def weight_count(program: Program) -> int:

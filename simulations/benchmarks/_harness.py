@@ -75,11 +75,15 @@ def machine() -> dict:
     }
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 1e6 else f"{value:.2g}"
+
+
 def show(name: str, rows: list[Row]) -> None:
     """Print the rows as a table."""
     table = Table(title=f"{name}: this library beside its peer (ratio over 1 is better)")
     for column in ("metric", "value", "unit", "peer", "peer value", "ratio", "note"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "metric")
     for row in rows:
         table.add_row(
             row.metric,
@@ -87,7 +91,7 @@ def show(name: str, rows: list[Row]) -> None:
             row.unit,
             row.peer or "–",
             "–" if row.peer_value is None else f"{row.peer_value:.4g}",
-            "–" if row.ratio is None else f"{row.ratio:.2f}",
+            "–" if row.ratio is None else _ratio(row.ratio),
             row.note,
         )
     width = None if sys.stdout.isatty() else 160

@@ -20,6 +20,25 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
     return float(np.median(times))
 
 
+def alternate(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, each: int = 3
+) -> tuple[float, float]:
+    """Return the median CPU seconds of both, taken in turns, so that noise meets both alike.
+
+    Args:
+        ours: Called `each` times a round.
+        theirs: Called once a round.
+        rounds: Turns.
+        each: Calls of `ours` in a turn: it is the shorter.
+    """
+    ours()
+    mine, other = [], []
+    for _ in range(rounds):
+        mine += [cpu_seconds(ours, 1) for _ in range(each)]
+        other.append(cpu_seconds(theirs, 1))
+    return float(np.median(mine)), float(np.median(other))
+
+
 def context(bits: tuple[int, ...] = BITS, degree: int = DEGREE):
     """Return a TenSEAL context with rotation keys, one thread, scale 2^40."""
     made = ts.context(ts.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=list(bits), n_threads=1)
@@ -28,10 +47,10 @@ def context(bits: tuple[int, ...] = BITS, degree: int = DEGREE):
     return made
 
 
-def matmul_seconds(owner, weight: np.ndarray, values: np.ndarray, repeats: int = 1) -> float:
-    """Return CPU seconds of `CKKSVector.matmul` with `weight` of shape `(out, in)`."""
+def matmul(owner, weight: np.ndarray, values: np.ndarray) -> Callable[[], object]:
+    """Return a call of `CKKSVector.matmul` with `weight` of shape `(out, in)`."""
     vector, matrix = ts.ckks_vector(owner, values.tolist()), weight.T.tolist()
-    return cpu_seconds(lambda: vector.matmul(matrix), repeats)
+    return lambda: vector.matmul(matrix)
 
 
 def matmul_error(owner, weight: np.ndarray, values: np.ndarray) -> float:
@@ -53,13 +72,13 @@ def mm_seconds_per_output(owner, inputs: int, outputs: int, tokens: int) -> floa
     return cpu_seconds(lambda: tensor.mm(weight), 1) / outputs
 
 
-def gallery_seconds(owner, embeddings: np.ndarray, query: np.ndarray) -> float:
-    """Return CPU seconds of a search by `matmul`, in as many chunks as one ciphertext allows."""
+def gallery(owner, embeddings: np.ndarray, query: np.ndarray) -> Callable[[], object]:
+    """Return a search by `matmul`, in as many chunks as one ciphertext allows."""
     dimension = embeddings.shape[1]
     chunks = -(-len(embeddings) // (DEGREE // 2 + 1 - dimension))
     vector = ts.ckks_vector(owner, query.tolist())
     parts = [part.T.tolist() for part in np.array_split(embeddings, chunks)]
-    return cpu_seconds(lambda: [vector.matmul(part) for part in parts], 1)
+    return lambda: [vector.matmul(part) for part in parts]
 
 
 def adapter_seconds(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> float:

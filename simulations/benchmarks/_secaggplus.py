@@ -26,6 +26,8 @@ MODULUS = 1 << 32
 LEVELS = 1 << 22
 CLIP = 8.0
 MAX_WEIGHT = 1000
+# Numbers in the updates that are attacked.
+LENGTH = 16
 
 
 def _be_somebody() -> None:
@@ -230,3 +232,17 @@ def run_workflow(
     seconds = time.process_time() - start - sum(each.seconds for each in clients.values())
     mean = next(iter(told[0].values())).numpy() if told else None
     return seconds, mean, grid.errors
+
+
+def folded(key: bytes) -> int:
+    """Fold a key as `pseudo_rand_gen` does: its 4-byte pieces XORed."""
+    seed = 0
+    for start in range(0, len(key), 4):
+        seed ^= int.from_bytes(key[start : start + 4], "little")
+    return seed
+
+
+def explains(mask: NDArray[np.int64], seed: int) -> bool:
+    """Tell whether a 32-bit seed alone reproduces a mask."""
+    drawn = np.random.RandomState(seed).randint(0, MODULUS - 1, len(mask), dtype=np.int64)
+    return bool(np.array_equal(mask, drawn))

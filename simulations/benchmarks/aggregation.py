@@ -35,12 +35,14 @@ from secure.aggregation._binding import pair_mask_key
 from secure.aggregation._messages import Advert, Inbox, Setup
 from secure.aggregation.flower import upload_bytes
 from secure.random import SecureRandom
-from simulations.benchmarks._aggregation_attacks import ATTACKS, explains, folded, refused
+from simulations.benchmarks._aggregation_attacks import ATTACKS, refused
 from simulations.benchmarks._aggregation_growth import sweep
 from simulations.benchmarks._harness import Row, higher_is_better, lower_is_better
 from simulations.benchmarks._secaggplus import (
     MODULUS,
     NAME,
+    explains,
+    folded,
     peer_uploads,
     ready_to_mask,
     run_workflow,

@@ -43,15 +43,14 @@ def weights(rng: np.random.Generator, outputs: int, inputs: int) -> np.ndarray:
     return rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
 
 
-def layer_seconds(params: HEParams, weight: np.ndarray, repeats: int = 9) -> float:
-    """Return CPU seconds of one encrypted vector through one layer, bytes in and bytes out."""
+def layer_call(params: HEParams, weight: np.ndarray) -> Callable[[], object]:
+    """Return a call that takes one encrypted vector through one layer."""
     layer = EncryptedLinear(weight, params=params)
     client = HEClient(params)
     keys = client.evaluation_keys(layer.plan)
     vector = unit_rows(np.random.default_rng(0), 1, weight.shape[1])
     sent = client.encrypt(vector, layer.plan)
-    layer(sent, keys)
-    return cpu_seconds(lambda: layer(sent, keys), repeats)
+    return lambda: layer(sent, keys)
 
 
 def worst_error(params: HEParams, weight: np.ndarray, vectors: int = 100) -> float:
@@ -74,12 +73,12 @@ def linear_rows(progress: Callable[[str], None]) -> list[Row]:
     for inputs, outputs in ((512, 512), (768, 512), (1024, 768)):
         progress(f"linear {inputs} to {outputs}")
         weight, vector = weights(rng, outputs, inputs), unit_rows(rng, 1, inputs)[0]
-        theirs = peer.matmul_seconds(owner, weight, vector, repeats=2)
+        matmul = peer.matmul(owner, weight, vector)
         name = f"linear_{inputs}_{outputs}"
-        ours = layer_seconds(SAME, weight)
+        ours, theirs = peer.alternate(layer_call(SAME, weight), matmul, 2)
         note = "same N and primes as the peer; input scale 2^50 against 2^40"
         rows.append(lower_is_better(f"{name}_seconds", ours, "s", MATMUL, theirs, note))
-        fast = layer_seconds(FAST, weight)
+        fast, theirs = peer.alternate(layer_call(FAST, weight), matmul, 2)
         note = "N=4096 [51,55], 106 of 106 bits of ePrint 2024/463"
         rows.append(lower_is_better(f"{name}_fast_seconds", fast, "s", MATMUL, theirs, note))
         if (inputs, outputs) == (512, 512):
@@ -120,7 +119,7 @@ def batch_rows(progress: Callable[[str], None]) -> list[Row]:
     error = float(np.abs(client.decrypt(result) - values @ weight.T).max())
     progress("TenSEAL matmul and mm")
     owner = peer.context()
-    naive = peer.matmul_seconds(owner, weight, values[0])
+    naive = cpu_seconds(peer.matmul(owner, weight, values[0]), 1)
     slots = peer.DEGREE // 2
     mm = peer.mm_seconds_per_output(owner, 512, _MM_OUTPUTS, slots) * 512 / slots
     note = "server's product on residues, ciphertexts in memory on both sides; no key needed"
@@ -149,15 +148,14 @@ def gallery_rows(progress: Callable[[str], None]) -> list[Row]:
     client = HEClient(FAST)
     keys = client.evaluation_keys(gallery.plan)
     sent = client.encrypt(queries[0], gallery.plan)
-    gallery.query(sent, keys)
-    ours = cpu_seconds(lambda: gallery.query(sent, keys), 5)
+    progress("TenSEAL's gallery")
+    matmul = peer.gallery(peer.context(), embeddings, queries[0])
+    ours, theirs = peer.alternate(lambda: gallery.query(sent, keys), matmul, 2)
     agree = 0
     for query in queries:
         answer = gallery.query(client.encrypt(query, gallery.plan), keys)
         found = top_k(client.decrypt(answer)[0], 10)
         agree += bool(np.array_equal(found, top_k(embeddings @ query, 10)))
-    progress("TenSEAL's gallery")
-    theirs = peer.gallery_seconds(peer.context(), embeddings, queries[0])
     note = "N=4096 [51,55]; peer in chunks of what one ciphertext holds"
     down = len(gallery.query(sent, keys).to_bytes())
     return [

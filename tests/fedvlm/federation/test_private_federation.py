@@ -76,6 +76,32 @@ def test_example_level_and_its_resume(small_run, tmp_path):
     assert resumed.without_times() == whole.without_times()
 
 
+@pytest.mark.parametrize("protect", ["secagg", "he"])
+def test_example_level_under_a_protected_sum(small_run, protect, tmp_path):
+    settings = {**small_run, **EXAMPLE, "simulated_noise": True, "rounds": 1}
+    plain = simulate(config_from(settings), out=tmp_path / "plain")
+    config = config_from(settings | {"protect": protect})
+    summed = simulate(config, out=tmp_path / protect)
+    assert summed.privacy == plain.privacy
+    entry = summed.rounds[1]
+    assert entry["clients"] == config.clients
+    assert entry["train_loss"] is None
+    vectors = []
+    for name in ("plain", protect):
+        with np.load(tmp_path / name / "checkpoint.npz") as archive:
+            vectors.append(archive["vector"])
+    # Every client weighs 1. Eight standard deviations of the noise: 1e-15 an entry; or the error
+    # of rounding to integers.
+    noise = entry["noise_of_sum"] / config.clients if protect == "he" else 1e-5
+    assert 0 < np.abs(vectors[0] - vectors[1]).max() < 8 * noise + 1e-6
+
+
+@pytest.mark.parametrize("dp", ["client", "distributed"])
+def test_noise_of_the_server_or_on_integers_is_not_summed_under_encryption(dp):
+    with pytest.raises(ConfigError, match="protect"):
+        config_from({"dp": dp, "protect": "he"})
+
+
 def test_the_plan_does_not_depend_on_a_clients_size(small_run):
     config = config_from({**small_run, **EXAMPLE})
     assert example_settings(config, 48) == example_settings(config, 50)

@@ -1,5 +1,8 @@
 """Search and sums: against numpy, at their limits, and labelled for what they are."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 
@@ -39,6 +42,24 @@ def test_chunks_share_their_baby_steps():
     one, ten = (RotationPlan(FAST, 512, items) for items in (4096, 40960))
     assert ten.output_blocks == 10
     assert ten.rotations < 5 * one.rotations
+
+
+def test_a_bar_shows_on_a_terminal_and_nowhere_else(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    rows = unit_rows(np.random.default_rng(0), 9000, 16)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, progress, shown in (
+        (Terminal(), True, True),
+        (Terminal(), False, False),
+        (io.StringIO(), True, False),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        EncryptedGallery(rows, FAST, progress=progress)
+        assert ("encoding 9000 items" in stream.getvalue()) is shown
+        assert ("100%" in stream.getvalue()) is shown
 
 
 @pytest.mark.slow

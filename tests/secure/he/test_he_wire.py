@@ -11,6 +11,7 @@ from secure.errors import SecureError
 from secure.he import (
     Encrypted,
     EncryptedAdapter,
+    EncryptedGallery,
     EncryptedLinear,
     EvaluationKeys,
     HEClient,
@@ -148,6 +149,22 @@ def test_keys_and_inputs_of_zeros_never_crash(messages):
     zeros = Encrypted(sent.plan, sent.fingerprint, False, 0, sent.scale, (blank,))
     with pytest.raises(SecureError):
         LAYER(zeros, owner.evaluation_keys(LAYER.plan))
+
+
+@pytest.mark.parametrize("fill", [bytes, np.random.default_rng(5).bytes])
+def test_keys_without_meaning_never_crash_a_gallery(fill):
+    """A gallery's sums are taken outside SEAL: what hostile keys lead to goes through there too."""
+    owner = client(FAST)
+    gallery = EncryptedGallery(np.tile(np.eye(256), (40, 1)), FAST)
+    data = bytearray(owner.evaluation_keys(gallery.plan).to_bytes())
+    start = 46 + 400
+    # One bit a byte keeps every residue below its prime: they get as far as SEAL.
+    junk = np.frombuffer(fill(len(data) - 32 - start), dtype=np.uint8)
+    data[start:-32] = (junk & 1).astype(np.uint8).tobytes()
+    sent = owner.encrypt(np.full(256, 0.05), gallery.plan)
+    keys = EvaluationKeys.from_bytes(with_digest(bytes(data)))
+    with contextlib.suppress(SecureError):
+        gallery.query(sent, keys)
 
 
 def test_keys_of_other_parameters_are_refused_by_name(messages):

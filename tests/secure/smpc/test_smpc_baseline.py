@@ -9,15 +9,45 @@ from pathlib import Path
 import pytest
 import torch
 
-from secure.errors import MissingExtraError, PolicyError
+from secure.errors import MissingExtraError, ParameterError, PolicyError
 from secure.random import SecureRandom
-from secure.smpc import _ring, baseline
+from secure.smpc import _crypten, _ring, baseline
+from secure.smpc._crypten import public_data
 from tests.secure.smpc.pairing import split
 
 
-def test_the_trusted_first_party_is_refused():
+def test_the_trusted_first_party_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="protect nothing"):
-        baseline.Baseline()
+        baseline.Baseline(0, tmp_path / "meeting")
+    with pytest.raises(ParameterError, match="ranks 0 and 1"):
+        baseline.Baseline(2, tmp_path / "meeting", nothing_secret=True)
+
+
+def test_cryptens_provider_and_generators_are_locked_for_the_whole_process():
+    crypten = baseline.load_crypten()
+    share = split(torch.randn(5, dtype=torch.float64), 16, SecureRandom())[0]
+    handed = baseline.to_crypten(share)
+    assert torch.equal((handed + handed).share, 2 * share.value)
+    with pytest.raises(PolicyError, match="trusted first party protects nothing"):
+        handed * handed
+    with pytest.raises(PolicyError, match="trusted first party"):
+        crypten.mpc.get_default_provider()
+    for name in ("prev", "next", "local", "global"):
+        with pytest.raises(PolicyError, match="Mersenne Twister"):
+            crypten.generators[name][torch.device("cpu")]
+    with pytest.raises(PolicyError, match="Mersenne Twister"):
+        crypten.common.rng.generate_random_ring_element((3,))
+    # A word in the configuration doesn't open another way.
+    crypten.cfg.mpc.provider = "TTP"
+    try:
+        with pytest.raises(PolicyError):
+            handed.square()
+    finally:
+        crypten.cfg.mpc.provider = "TFP"
+    with public_data():
+        assert crypten.mpc.get_default_provider().NAME == "TFP"
+    with pytest.raises(PolicyError):
+        crypten.mpc.get_default_provider()
 
 
 def test_shares_are_cryptens():
@@ -48,25 +78,29 @@ def test_a_missing_crypten_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name="crypten")
 
-    monkeypatch.setattr(baseline.importlib, "import_module", missing)
-    monkeypatch.setattr(baseline.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_crypten.importlib, "import_module", missing)
+    monkeypatch.setattr(_crypten.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(MissingExtraError, match=r"fedvlm\[smpc\]"):
         baseline.load_crypten()
 
 
 PROCESS = """
-import json, os, sys
+import json, sys
 sys.path[:0] = sys.argv[3:]
 import torch
 torch.set_num_threads(1)
-os.environ.update(WORLD_SIZE="2", RANK=sys.argv[1], DISTRIBUTED_BACKEND="gloo",
-                  RENDEZVOUS="file://" + sys.argv[2], GLOO_SOCKET_IFNAME="lo")
+from pathlib import Path
+from secure.errors import PolicyError
 from secure.smpc.baseline import Baseline
 from tiny import tiny
-baseline = Baseline(nothing_secret=True)
-baseline.crypten.init()
 model, batch, plan = tiny()
-result = baseline.run(plan.program, plan.weights, plan.constants, {"features": batch})
+with Baseline(int(sys.argv[1]), Path(sys.argv[2]), nothing_secret=True) as baseline:
+    result = baseline.run(plan.program, plan.weights, plan.constants, {"features": batch})
+try:
+    baseline.crypten.mpc.get_default_provider()
+    raise SystemExit("still unlocked")
+except PolicyError:
+    pass
 error = float((result.value - model(batch).detach()).abs().max())
 print(json.dumps([error, result.rounds, result.sent_bytes, result.seconds]))
 """

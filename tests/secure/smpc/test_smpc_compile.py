@@ -11,6 +11,7 @@ from secure.errors import ParameterError
 from secure.smpc import (
     AccuracyError,
     CalibrationError,
+    Plan,
     Program,
     Query,
     UnsupportedModuleError,
@@ -175,6 +176,13 @@ def test_cost_depends_on_the_network():
             plan.cost(bad)
 
 
+def test_the_arithmetic_is_timed_and_grows_with_the_work():
+    plan = tiny()[2]
+    one, many = (plan.cost(query=Query("top", batch=n)).compute_s for n in (1, 64))
+    assert 0 < one < many
+    assert plan.cost("wan").compute_s == plan.cost("lan").compute_s
+
+
 def test_leakage_says_who_learns_what():
     plan = tiny()[2]
     top = plan.leakage(Query("top", k=1, labels=4))
@@ -259,11 +267,64 @@ def test_a_mapping_that_misses_a_part_is_refused():
         compile(Drifting().eval(), torch.randn(2, 4, 16))
 
 
-def test_padding_is_refused_where_it_would_change_the_result():
-    model = hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)).eval()
-    inputs = {**_captions(), "attention_mask": torch.tensor([[1] * 6 + [0] * 3] * 4)}
-    with pytest.raises(UnsupportedModuleError, match="padded captions"):
-        compile(model, inputs)
+def _padded(*lengths):
+    """Return captions of these lengths, padded to nine tokens."""
+    mask = torch.tensor([[1] * n + [0] * (9 - n) for n in lengths])
+    return {"input_ids": torch.randint(3, 58, mask.shape) * mask, "attention_mask": mask}
+
+
+# Weights are raised so that attention tells keys apart.
+@pytest.mark.parametrize(("name", "gain"), [("minilm", 8), ("siglip-text", 2)])
+def test_padding_is_secret_and_changes_nothing(name, gain):
+    torch.manual_seed(0)
+    model = MODELS[name][0]().eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(gain)
+    plan = compile(model, _padded(9, 4, 6))
+    assert any("not this caption's length" in each for each in plan.leakage().server)
+    # Lengths that the calibration had not, down to one token.
+    inputs = _padded(1, 2, 7)
+    with torch.no_grad():
+        expected = _reference(model, inputs)
+        whole = _reference(model, {"input_ids": inputs["input_ids"]})
+    assert float((expected - whole).abs().max()) > 0.05
+    plan.check(inputs, expected, max_abs_error=1e-2)
+    assert Program.from_json(plan.program.to_json()) == plan.program
+    for bad in (torch.zeros(1, 9).long(), torch.full((1, 9), 2)):
+        with pytest.raises(ParameterError, match="0 for padding"):
+            raw = {"input_ids": inputs["input_ids"][:1], "attention_mask": bad}
+            infer(plan, raw, Query("embedding"))
+
+
+@pytest.mark.parametrize("name", ["minilm", "clip-text"])
+def test_a_public_embedding_is_looked_up_by_the_client(name, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = MODELS[name][0]().eval(), _captions()
+    plan = compile(model, inputs, public_embedding=True)
+    plan.save(tmp_path)
+    plan = Plan.load(tmp_path)
+    assert plan.embedding.shape == (60, 32)
+    assert not any("token_embedding" in weight for weight in plan.weights)
+    ids = torch.randint(3, 59, (2, 9))
+    with torch.no_grad():
+        expected = _reference(model, {"input_ids": ids})
+    raw = {"input_ids": ids, "inputs_embeds": plan.embedding[ids]}
+    plan.check(raw, expected, max_abs_error=5e-3)
+    assert any("token embeddings" in each for each in plan.leakage().client)
+    secret = compile(model, inputs)
+    assert plan.cost().client_bytes < secret.cost().client_bytes
+    assert plan.cost().setup_bytes < secret.cost().setup_bytes
+    assert any("length" in each for each in secret.leakage().server)
+
+
+def test_a_public_embedding_is_for_text():
+    with pytest.raises(ParameterError, match="text encoders"):
+        compile(tiny()[0], torch.randn(4, 4, 16), public_embedding=True)
+
+
+def test_padded_patches_are_refused():
     model = MODELS["siglip2-image"][0]().eval()
     inputs = {**_patches(), "spatial_shapes": torch.tensor([[2, 2]] * 4)}
     with pytest.raises(UnsupportedModuleError, match="padded patches"):

@@ -6,8 +6,8 @@ import stat
 import pytest
 
 from secure.errors import ParameterError
-from secure.smpc import Folder, MaterialError, PlanMismatchError, Query
-from secure.smpc.dealer import main, read_program, write_files
+from secure.smpc import Folder, MaterialError, PlanMismatchError, Query, read_program
+from secure.smpc.dealer import main, write_files
 from secure.smpc.parcels import Setup
 from tests.secure.fixed_random import FixedRandom
 from tests.secure.smpc.tiny import tiny

@@ -21,6 +21,7 @@ from secure.smpc import (
     Identity,
     MaterialError,
     Owner,
+    PlanMismatchError,
     Query,
     _tables,
     compile,
@@ -165,7 +166,7 @@ def test_other_programs_and_unwanted_queries_are_refused(identities, tmp_path):
         source = Folder(tmp_path / "client", 1)
         raw = {"features": batch[:1]}
         client = _client(other.program, source, server.port, identities)
-        with pytest.raises(PeerError, match="different programs"):
+        with pytest.raises(PlanMismatchError, match="different programs"):
             client.ask(raw, Query("top"))
         client = _client(plan.program, source, server.port, identities)
         with pytest.raises(PeerError, match="doesn't reveal 'scores'"):

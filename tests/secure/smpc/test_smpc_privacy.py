@@ -9,8 +9,8 @@ from scipy import stats
 
 from secure.errors import ParameterError
 from secure.smpc import _attention, _norm, _ranking, _series
-from secure.smpc._builder import norm_parameters, softmax_parameters
 from secure.smpc._channel import PairChannel
+from secure.smpc._domains import norm_parameters, softmax_parameters
 from secure.smpc._items import Product, Truncation, Weighted
 from secure.smpc._material import CLIENT, SERVER, Material, deal_item, deal_pair, weight_masks
 from secure.smpc._party import Party

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from secure.errors import ParameterError
 from secure.smpc import _attention, _norm, _ranking, _ring, _series
-from secure.smpc._builder import norm_parameters, softmax_parameters
+from secure.smpc._domains import norm_parameters, softmax_parameters
 from secure.smpc._party import Share
 from tests.secure.smpc.pairing import opened, run_protocol
 

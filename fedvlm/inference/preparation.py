@@ -1,0 +1,134 @@
+"""What the client does to an image in the clear: public, and handed over with the program.
+
+For the embedded model that is its frozen stem, which everybody has; for a model of Hugging Face's
+its image processor (size, mean, deviation), as a file.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fedvlm.data.dataset import decode_image
+from fedvlm.errors import ConfigError, DataError
+from fedvlm.files import write_text
+from fedvlm.models.stem import IMAGE_SIZE, WEIGHTS_SHA256, load_stem
+
+_STEM_FILE = "stem.json"
+_PROCESSOR_FILE = "preprocessor_config.json"
+_STEM = {"stem": "EfficientNet-Lite0", "image_size": IMAGE_SIZE, "weights_sha256": WEIGHTS_SHA256}
+
+
+class Preparation(Protocol):
+    """Turns images into the public input of a program."""
+
+    #: What it does beyond resizing, in words, for `plan.leakage()`.
+    public_parts: tuple[str, ...]
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Return `pixel_values` of shape (B, ...), float32."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write what a client needs to do the same."""
+        ...
+
+
+class StemPreparation:
+    """The embedded model's: resize to 96 × 96 and run the frozen stem."""
+
+    public_parts: tuple[str, ...] = ("the frozen image stem, EfficientNet-Lite0",)
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Return feature maps of shape (B, 320, 3, 3)."""
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        arrays = [
+            np.asarray(i if i.size == size else i.resize(size, Image.Resampling.BICUBIC))
+            for i in images
+        ]
+        stem = load_stem()
+        parts = [
+            stem(torch.from_numpy(np.stack(arrays[start : start + 64])))
+            for start in range(0, len(arrays), 64)
+        ]
+        return {"pixel_values": torch.cat(parts).clone()}
+
+    def write(self, folder: Path) -> None:
+        """Write the stem's name and hash."""
+        write_text(folder / _STEM_FILE, json.dumps(_STEM, indent=2) + "\n")
+
+
+class ProcessorPreparation:
+    """A Hugging Face image processor."""
+
+    public_parts: tuple[str, ...] = ()
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Return pixels of shape (B, 3, H, W)."""
+        made = dict(self._processor(images=list(images), return_tensors="pt"))
+        if "spatial_shapes" in made:
+            raise ConfigError(
+                "a SigLIP 2 that takes images of any shape has no private counterpart here; "
+                "use one of fixed size, or secure.smpc with images of one grid"
+            )
+        return {"pixel_values": made["pixel_values"]}
+
+    def write(self, folder: Path) -> None:
+        """Write the processor's configuration."""
+        self._processor.save_pretrained(folder)
+
+
+def read_preparation(folder: Path) -> Preparation:
+    """Read what an owner published beside its program.
+
+    Raises:
+        ConfigError: The folder says nothing that this library knows, or names another stem.
+    """
+    if (folder / _STEM_FILE).is_file():
+        try:
+            named = json.loads((folder / _STEM_FILE).read_text())
+        except ValueError as error:
+            raise ConfigError(f"{folder / _STEM_FILE} is not JSON: {error}") from error
+        if named != _STEM:
+            raise ConfigError(
+                f"{folder / _STEM_FILE} names another image stem than this library's; "
+                "use the owner's version of fedvlm"
+            )
+        return StemPreparation()
+    if (folder / _PROCESSOR_FILE).is_file():
+        from transformers import AutoImageProcessor
+
+        try:
+            return ProcessorPreparation(AutoImageProcessor.from_pretrained(folder, backend="pil"))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"can't read {folder / _PROCESSOR_FILE}: {reason}") from error
+    raise ConfigError(
+        f"{folder} has neither {_STEM_FILE} nor {_PROCESSOR_FILE}; "
+        "ask the model's owner for its whole public folder"
+    )
+
+
+def read_images(paths: Sequence[Path]) -> list[Image.Image]:
+    """Read image files as RGB.
+
+    Raises:
+        DataError: A file is missing or no image; it is named.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(decode_image(path.read_bytes()))
+        except OSError as error:
+            raise DataError(f"can't read the image {path}: {error.strerror}") from error
+        except DataError as error:
+            raise DataError(f"can't read the image {path}: {error}") from error
+    return images
