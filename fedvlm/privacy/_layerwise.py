@@ -105,15 +105,31 @@ def merged(taps: list[Tap]) -> Iterator[None]:
             tap.lora.merged_adapters.clear()
 
 
+# Below this share of (Σ_t ‖g_t‖‖x_t‖)², a squared norm by Gram matrices is mostly their rounding.
+_CANCELLED = 1e-3
+
+
 def _squared_norms(left: Tensor, right: Tensor) -> Tensor:
-    """Return ‖leftᵀ right‖² for each example, in whichever of two ways is less work."""
+    """Return ‖leftᵀ right‖² for each example, in whichever of two ways is less work.
+
+    Gram matrices can't tell a norm from zero where an example's places cancel: such an example
+    would pass the clip with a gradient longer than C. Those examples are formed in full.
+    """
     places, o, i = left.shape[1], left.shape[2], right.shape[2]
-    if 2 * places * (o + i) < o * i:
-        by_left = left @ left.transpose(1, 2)
-        by_right = right @ right.transpose(1, 2)
-        # Exact arithmetic can't go below zero; rounding can.
-        return (by_left * by_right).sum(dim=(1, 2)).clamp(min=0)
-    small, large = (left, right) if o < i else (right, left)
+    if 2 * places * (o + i) >= o * i:
+        return _formed_squares(left, right)
+    by_left = left @ left.transpose(1, 2)
+    by_right = right @ right.transpose(1, 2)
+    squares = (by_left * by_right).sum(dim=(1, 2))
+    lengths = (by_left.diagonal(dim1=1, dim2=2) * by_right.diagonal(dim1=1, dim2=2)).sqrt()
+    again = squares < _CANCELLED * lengths.sum(dim=1).square()
+    if again.any():
+        squares[again] = _formed_squares(left[again], right[again])
+    return squares
+
+
+def _formed_squares(left: Tensor, right: Tensor) -> Tensor:
+    small, large = (left, right) if left.shape[2] < right.shape[2] else (right, left)
     return torch.linalg.vector_norm(small.transpose(1, 2) @ large, dim=(1, 2)).square()
 
 
