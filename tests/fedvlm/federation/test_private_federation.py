@@ -9,6 +9,7 @@ from fedvlm.config import config_from
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.federation import simulate
 from fedvlm.federation.private_client import example_settings
+from fedvlm.leakage.vantage import View
 
 CLIENT = {"dp": "client", "epsilon": 5.0, "clip_norm": 0.5, "fraction": 0.6}
 EXAMPLE = {"dp": "example", "epsilon": 5.0, "delta": 1e-4, "learning_rate": 1e-3}
@@ -34,6 +35,18 @@ def test_client_level(small_run, adaptive, tmp_path):
     assert (privacy["final_clip_norm"] != 0.5) is adaptive
     again = simulate(config_from(settings))
     assert again.without_times() == result.without_times()
+
+
+def test_a_round_that_drew_nobody_looks_like_any_other(small_run, tmp_path):
+    settings = {**small_run, **CLIENT, "fraction": 0.3, "rounds": 4, "simulated_noise": True}
+    result = simulate(config_from(settings | {"transcript": True}), out=tmp_path)
+    rounds = [np.load(tmp_path / "transcript" / f"round-{n:03d}.npz") for n in range(1, 5)]
+    came = [len(one["clients"]) if "clients" in one.files else 0 for one in rounds]
+    assert min(came) == 0 < max(came)
+    for key in ("clients", "download_bytes_per_client", "upload_bytes_per_client"):
+        assert len({entry[key] for entry in result.rounds[1:]}) == 1, key
+    # The noise alone moved the adapter, and the transcript has the step.
+    assert View.from_run(tmp_path, "V2").need("aggregates", "test").shape[0] == 4
 
 
 def test_released_noise_is_not_the_seeds(small_run, tmp_path):
