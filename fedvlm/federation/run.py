@@ -65,7 +65,7 @@ def _federate(
         if config.canaries:
             drawn = Canaries.of_run(config, view.size)
             planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
-        transcript = Transcript(out, config.protect, view.schema, planted)
+        transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
 

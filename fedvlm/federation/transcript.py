@@ -29,11 +29,17 @@ class Transcript:
         folder: The run's folder.
         protection: Name of the protection in force.
         schema: Hash of the adapter's schema.
+        nodes: All that may take part, whether they are drawn or not.
         canaries: What identifies the canaries that are planted, or None.
     """
 
     def __init__(
-        self, folder: Path, protection: str, schema: str, canaries: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        protection: str,
+        schema: str,
+        nodes: int,
+        canaries: dict[str, Any] | None = None,
     ) -> None:
         self._folder = folder / "transcript"
         self._current: NDArray[np.float32] | None = None
@@ -44,6 +50,7 @@ class Transcript:
         index = {
             "protection": protection,
             "schema": schema,
+            "nodes": nodes,
             "seen_by": seen,
             "canaries": canaries,
         }

@@ -148,7 +148,7 @@ class _Record:
         place = folder / "transcript"
         try:
             index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-            protection, schema = index["protection"], index["schema"]
+            protection, schema, nodes = index["protection"], index["schema"], int(index["nodes"])
         except OSError as error:
             raise ConfigError(
                 f"{folder} kept no transcript; run it with transcript = true"
@@ -160,22 +160,22 @@ class _Record:
         rounds = sorted(place.glob("round-*.npz"))
         if not rounds:
             raise ConfigError(f"{place} holds no round")
-        adapters, single = [], []
+        adapters: list[Vector] = []
+        single: dict[int, tuple[NDArray, ...]] = {}
         try:
             for path in rounds:
                 with np.load(path, allow_pickle=False) as file:
                     adapters.append(file["global_adapter"])
                     # Behind a protection an "update" on record could only be the sum.
-                    plain = protection == "plain"
-                    if plain and "updates" in file.files and file["updates"].size:
-                        single.append((file["clients"], file["updates"], file["num_examples"]))
+                    if protection == "plain" and "updates" in file.files:
+                        columns = ("clients", "updates", "num_examples")
+                        single[len(adapters) - 1] = tuple(file[name] for name in columns)
             with np.load(folder / CHECKPOINT, allow_pickle=False) as file:
                 adapters.append(file["vector"])
             stacked = np.stack(adapters)
-            seen = [part for part in single if len(part[0])]
             updates, weights = None, np.empty((0, 0))
-            if len(seen) == len(rounds):
-                updates, weights = _by_client(seen, stacked)
+            if single:
+                updates, weights = _by_client(single, stacked, nodes)
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise IntegrityError(
                 f"the transcript in {place} is broken: {type(error).__name__}"
@@ -186,26 +186,32 @@ class _Record:
 
     def without(self, client: int, aggregates: Vector) -> Vector:
         """Take a client's own part out of weighted means; leave other sums as they are."""
-        if self.updates is None:
+        totals = self.weights.sum(axis=1, keepdims=True)
+        if self.updates is None or not totals.all():
             return aggregates
-        shares = self.weights / self.weights.sum(axis=1, keepdims=True)
+        shares = self.weights / totals
         means = np.einsum("tk,tkp->tp", shares, self.updates)
         if np.abs(means - aggregates).max() > 1e-3 * np.abs(aggregates).max():
             return aggregates  # noised, or moved by a server optimiser
         own = shares[:, client, None] * self.updates[:, client]
-        return ((aggregates - own) / (1 - shares[:, client, None])).astype(np.float32)
+        rest = 1 - shares[:, client, None]  # of a round that it had to itself nothing is left
+        others = np.divide(aggregates - own, rest, out=np.zeros_like(own), where=rest > 0)
+        return others.astype(np.float32)
 
 
 def _by_client(
-    rounds: list[tuple[NDArray, NDArray, NDArray]], adapters: Vector
+    rounds: dict[int, tuple[NDArray, ...]], adapters: Vector, count: int
 ) -> tuple[Vector, NDArray[np.float64]]:
-    """Sort updates by client; node k holds partition k − 1, as in the in-process grid."""
-    count = max(int(nodes.max()) for nodes, _, _ in rounds)
-    if count > _MOST_CLIENTS or min(int(nodes.min()) for nodes, _, _ in rounds) < 1:
+    """Sort updates by client; node k holds partition k − 1, as in the in-process grid.
+
+    A client that was not drawn, or was not heard, has an update of zero and no weight.
+    """
+    ids = np.concatenate([nodes for nodes, _, _ in rounds.values()])
+    if not 0 < count <= _MOST_CLIENTS or ids.min() < 1 or ids.max() > count:
         raise ValueError("node ids are not partitions")
-    updates = np.zeros((len(rounds), count, adapters.shape[1]), dtype=np.float32)
-    weights = np.zeros((len(rounds), count))
-    for number, (nodes, vectors, examples) in enumerate(rounds):
+    updates = np.zeros((len(adapters) - 1, count, adapters.shape[1]), dtype=np.float32)
+    weights = np.zeros(updates.shape[:2])
+    for number, (nodes, vectors, examples) in rounds.items():
         updates[number, nodes - 1] = vectors - adapters[number]
         weights[number, nodes - 1] = examples
     return updates, weights

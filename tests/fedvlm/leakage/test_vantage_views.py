@@ -18,7 +18,7 @@ def _write(folder: Path, *, single: bool) -> np.ndarray:
     rng = np.random.default_rng(0)
     place = folder / "transcript"
     place.mkdir(parents=True)
-    index = {"protection": "plain" if single else "secagg", "schema": "s", "seen_by": {}}
+    index = {"protection": "plain" if single else "secagg", "schema": "s", "nodes": CLIENTS}
     (place / "index.json").write_text(json.dumps(index))
     adapter, weights = rng.normal(size=SIZE), np.arange(1, CLIENTS + 1)
     means = []
@@ -56,6 +56,25 @@ def test_another_client_subtracts_its_own_update(tmp_path: Path) -> None:
     updates = server.need("updates", "test")
     expected = np.average(updates[:, 1:], axis=1, weights=[2, 3, 4])
     np.testing.assert_allclose(client.aggregates, expected, atol=1e-6)
+
+
+def test_clients_that_were_not_drawn_have_no_update(tmp_path: Path) -> None:
+    """The last one never was, and nobody was in the second round."""
+    _write(tmp_path, single=True)
+    for path in sorted((tmp_path / "transcript").glob("round-*.npz")):
+        with np.load(path) as file:
+            arrays = dict(file)
+        drawn = arrays["clients"] < CLIENTS
+        kept = {k: v[drawn] for k, v in arrays.items() if k != "global_adapter"}
+        if path.stem == "round-002":
+            kept = {}
+        np.savez(path, global_adapter=arrays["global_adapter"], **kept)
+    updates = View.from_run(tmp_path, Vantage.V1).need("updates", "test")
+    assert updates.shape == (ROUNDS, CLIENTS, SIZE)
+    heard = np.abs(updates).sum(axis=2) > 0
+    assert heard.sum(axis=1).tolist() == [CLIENTS - 1, 0, *[CLIENTS - 1] * (ROUNDS - 2)]
+    assert not heard[:, -1].any()
+    assert np.isfinite(View.from_run(tmp_path, Vantage.V3).aggregates).all()
 
 
 def test_there_is_no_v1_of_a_masked_run(tmp_path: Path) -> None:
