@@ -234,11 +234,7 @@ class ClientLevelStrategy(PrivateStrategy):
             if reply.has_error():
                 continue
             weights.append(self._weight(reply))
-            vector = reply.content.array_records["arrays"][VECTOR].numpy()
-            # A vector of another shape counts as no update, as a NaN does: no client can stop
-            # the round, or make its presence known by an error.
-            fits = vector.shape == self._global.shape
-            updates.append(vector - self._global if fits else np.zeros_like(self._global))
+            updates.append(self._update(reply))
         released = release_round(
             self._mechanism,
             updates,
@@ -256,6 +252,20 @@ class ClientLevelStrategy(PrivateStrategy):
         vector = (self._global + released.mean).astype(np.float32)
         arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
         return arrays, MetricRecord()
+
+    def _update(self, reply: Message) -> NDArray[np.floating]:
+        """Return a client's update; zero where there is none, or one of another shape.
+
+        A NaN counts as zero too, further on: no client can stop the round, or make its presence
+        known by an error.
+        """
+        try:
+            vector = reply.content.array_records["arrays"][VECTOR].numpy()
+            if vector.shape == self._global.shape and vector.dtype.kind == "f":
+                return vector - self._global
+        except (KeyError, ValueError, TypeError):
+            pass  # what came can't be read
+        return np.zeros_like(self._global)
 
     def _weight(self, reply: Message) -> float:
         """Return a client's weight in [0, 1]; what it says of itself can't raise it above 1."""

@@ -59,7 +59,7 @@ def _payload_bytes(message: Message) -> int:
 def _digest(message: Message) -> bytes:
     """Return what to order replies by: the adapter's content, where it is in clear."""
     arrays = None if message.has_error() else message.content.array_records.get("arrays")
-    return hashlib.sha256(arrays[VECTOR].data).digest() if arrays else b""
+    return hashlib.sha256(arrays[VECTOR].data).digest() if arrays and VECTOR in arrays else b""
 
 
 def inner_strategy(config: SimulationConfig) -> FedAvg:

@@ -229,9 +229,14 @@ def test_weights_are_capped_whatever_a_client_says(told, monkeypatch):
         )
         return Message(content, reply_to=message)
 
+    foreign = ArrayRecord({"other": Array(np.zeros(4, dtype=np.float32))})
     replies = [
         reply(messages[0], [9, 0, 0, 0], told),
         reply(messages[1], [0, 9, 0, 0], 8),
+        # What can't be read counts as zero, and stops nothing.
+        reply(messages[0], [9, 0, 0], 8),
+        Message(RecordDict(), reply_to=messages[0]),
+        Message(RecordDict({"arrays": foreign}), reply_to=messages[1]),
     ]
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None
