@@ -125,6 +125,9 @@ class Owner:
                 raise WireError(f"a label is a text of 1 to {MAX_LABEL_CHARACTERS} characters")
         if labels and self._embed_labels is None:
             raise PolicyError("this owner embeds no labels")
+        if not labels and self._embed_labels is not None and query.reveal != "embedding":
+            # Without labels the scores would be the embedding itself.
+            raise PolicyError("this owner scores labels: send some")
         return query, labels, parse_identifier(hello.get("parcel"))
 
     def serve(
