@@ -17,7 +17,7 @@ from torch import Tensor
 from secure.errors import IntegrityError, ParameterError, PolicyError, SecureError
 from secure.smpc import _query, _tables, _wire, tls
 from secure.smpc._channel import Channel, Traffic
-from secure.smpc._execute import prepare
+from secure.smpc._execute import prepare, require_mapped
 from secure.smpc._party import Party
 from secure.smpc._query import Query
 from secure.smpc.dealer import parse_identifier
@@ -233,6 +233,7 @@ class Client:
         query.check(self._program)
         if len(labels) != query.labels:
             raise ParameterError(f"the query says {query.labels} labels, got {len(labels)}")
+        require_mapped(self._program, raw)
         for spec in self._program.inputs:
             if len(raw.get(spec.field, ())) != query.batch:
                 raise ParameterError(f"the query says {query.batch} inputs of {spec.field}")

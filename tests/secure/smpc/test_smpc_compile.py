@@ -298,6 +298,35 @@ def test_padding_is_secret_and_changes_nothing(name, gain):
             infer(plan, raw, Query("embedding"))
 
 
+@pytest.mark.parametrize("public", [False, True])
+def test_padding_that_a_program_does_not_take_is_refused(public):
+    torch.manual_seed(0)
+    plan = compile(MODELS["minilm"][0]().eval(), _padded(9, 9), public_embedding=public)
+
+    def ask(inputs):
+        if public:
+            inputs = inputs | {"inputs_embeds": plan.embedding[inputs["input_ids"]]}
+        return infer(plan, inputs, Query("embedding"))
+
+    with pytest.raises(ParameterError, match="has padding"):
+        ask(_padded(4))
+    with pytest.raises(ParameterError, match="second segment"):
+        ask(_padded(9) | {"token_type_ids": torch.tensor([[0] * 4 + [1] * 5])})
+    ask(_padded(9) | {"token_type_ids": torch.zeros(1, 9, dtype=torch.long)})
+
+
+def test_padding_behind_a_causal_mask_needs_no_heed():
+    torch.manual_seed(0)
+    model, inputs = MODELS["clip-text"][0]().eval(), _captions()
+    plan = compile(model, inputs)
+    ids = inputs["input_ids"][:1].clone()
+    ids[0, 4:] = 59  # the end of a text, and padding after it
+    raw = {"input_ids": ids, "attention_mask": torch.tensor([[1] * 5 + [0] * 4])}
+    with torch.no_grad():
+        expected = _reference(model, {"input_ids": ids})
+    plan.check(raw, expected, max_abs_error=5e-3)
+
+
 @pytest.mark.parametrize("name", ["minilm", "clip-text"])
 def test_a_public_embedding_is_looked_up_by_the_client(name, tmp_path):
     torch.manual_seed(0)
