@@ -188,6 +188,9 @@ def test_leakage_says_who_learns_what():
     top = plan.leakage(Query("top", k=1, labels=4))
     assert "no score" in top.client[0]
     assert any("labels" in each for each in top.server)
+    # The opening message is as long as the labels that it carries; the dealer deals for a query.
+    assert any("labels" in each for each in top.network)
+    assert any("number of labels" in each for each in top.dealer)
     assert not any("labels" in each for each in plan.leakage(Query("top")).server)
     assert "in full" in plan.leakage().client[0]
     assert "colludes" in top.assumption
