@@ -289,8 +289,10 @@ class Program:
             PlanMismatchError: The hashes differ.
         """
         if digest != self.digest:
+            # The other side's text goes to a log or a terminal: letters and digits only.
+            other = "".join(c if c.isalnum() else "?" for c in digest[:12])
             raise PlanMismatchError(
-                f"the two sides hold different programs ({self.digest[:12]} and {digest[:12]}); "
+                f"the two sides hold different programs ({self.digest[:12]} and {other}); "
                 "hand the client the server's program file again"
             )
 
