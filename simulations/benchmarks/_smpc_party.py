@@ -20,6 +20,7 @@ from secure.smpc import (
     Folder,
     Identity,
     Owner,
+    Plan,
     Query,
     compile,
     connect,
@@ -28,6 +29,7 @@ from secure.smpc import (
 )
 from secure.smpc._series import gelu, gelu_tanh
 from secure.smpc.baseline import Baseline
+from secure.smpc.plan import PROGRAM_FILE, PUBLIC
 from simulations.benchmarks._smpc_block import make
 
 RUNS = 5
@@ -53,9 +55,7 @@ def products(seed: int) -> torch.Tensor:
 
 
 def _server(folder: Path) -> None:
-    model, batch = make()
-    plan = compile(model, batch)
-    owner = Owner(plan, Folder(folder / "server", 0), reveals=("embedding",))
+    owner = Owner(Plan.load(folder), Folder(folder / "server", 0), reveals=("embedding",))
     listener = listen("127.0.0.1", 0)
     (folder / "port.partial").write_text(str(listener.getsockname()[1]))
     (folder / "port.partial").rename(folder / "port")
@@ -69,7 +69,7 @@ def _client(folder: Path) -> None:
     port = int((folder / "port").read_text())
     identity = Identity(folder / "identities", "client")
     client = Client(
-        read_program(folder / "program.json"),
+        read_program(folder / PUBLIC / PROGRAM_FILE),
         Folder(folder / "client", 1),
         lambda: connect("127.0.0.1", port, identity, "server", TIMEOUT_S),
     )

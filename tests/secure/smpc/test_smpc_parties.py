@@ -344,11 +344,12 @@ import sys, threading, torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from pathlib import Path
-from secure.smpc import Identity, Owner, Client, Query, connect, listen
+from secure.smpc import Identity, Owner, Client, Plan, Query, connect, listen
 from secure.smpc.dealer import Dealer, Remote
 from tiny import tiny
 role, folder, dealer_port, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-model, batch, plan = tiny()
+model, batch, _ = tiny()
+plan = Plan.load(folder / "plan")
 identity = Identity(folder, role)
 if role == "dealer":
     listener = listen("127.0.0.1", 0)
@@ -375,6 +376,7 @@ else:
 def processes(identities):
     paths = [str(Path(__file__).parents[3]), str(Path(__file__).parent)]
     code = PROCESS.format(paths=paths)
+    tiny()[2].save(identities / "plan")
     started = []
 
     def start(role, dealer_port=0, port=0):
