@@ -57,6 +57,8 @@ def train(message: Message, context: Context) -> Message:
     config, before = task.config, task.view.read()
     if client >= config.clients:
         vector = _canary(task, before, client, number)
+        if config.dp == "client":  # a canary is the worst that may come: it weighs its most
+            metrics["num-examples"] = max(1, config.weight_cap)
     elif config.dp == "example":
         from fedvlm.federation.private_client import train_with_dp
 

@@ -75,7 +75,9 @@ class DistributedStrategy(PrivateStrategy):
         """
         self._ledger.spend(self.mechanism)
         self._global = arrays[VECTOR].numpy()
-        return super().configure_train(server_round, arrays, config, grid)
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._paid(arrays)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

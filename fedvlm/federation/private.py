@@ -8,7 +8,7 @@ way a round is paid for before a message is sent.
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from fedvlm.privacy import Ledger, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
 
+OnPaid = Callable[[NDArray[np.float32]], None]
+
 
 def one_reply(vector: NDArray[np.float32]) -> Message:
     """Return a reply that carries an adapter, for a strategy that is to see nothing else."""
@@ -46,6 +48,10 @@ class PrivateStrategy(WrappingStrategy):
     Args:
         inner: The strategy that turns a mean into the next adapter.
         config: The federation's configuration.
+
+    Attributes:
+        on_paid: Called with the adapter once a round is paid for whose messages release something
+            by themselves, before they are sent.
     """
 
     unit = "client"
@@ -53,6 +59,15 @@ class PrivateStrategy(WrappingStrategy):
     def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
         super().__init__(inner)
         self.config = config
+        self.on_paid: OnPaid | None = None
+
+    def _paid(self, arrays: ArrayRecord) -> None:
+        """Have the ledger kept before clients release anything: an interrupted round is spent.
+
+        Noise that follows from the seed is the same when the round is run again.
+        """
+        if self.on_paid is not None and not self.config.simulated_noise:
+            self.on_paid(arrays[VECTOR].numpy())
 
     def entry(self) -> dict[str, Any]:
         """Return what to add to a round's entry."""
@@ -125,8 +140,15 @@ class ExampleLevelStrategy(PrivateStrategy):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             node = message.metadata.dst_node_id
-            fresh = Ledger("example", self.config.epsilon, self.config.delta)
-            self._ledgers.setdefault(node, fresh).spend(self._mechanism, self._settings.steps)
+            if node not in self._ledgers:
+                # A node that starts anew gets another number: as the client itself does, take it
+                # that one with no ledger was asked in every round before.
+                fresh = Ledger("example", self.config.epsilon, self.config.delta)
+                if server_round > 1:
+                    fresh.spend(self._mechanism, self._settings.steps * (server_round - 1))
+                self._ledgers[node] = fresh
+            self._ledgers[node].spend(self._mechanism, self._settings.steps)
+        self._paid(arrays)
         return messages
 
     def aggregate_train(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedvlm.adapters import save_adapter
 from fedvlm.canaries import Canaries
@@ -68,6 +69,14 @@ def _federate(
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
 
+    def keep(vector: NDArray[np.float32]) -> None:
+        if out is not None:
+            state = optimizer_state(inner) | (private.state() if private is not None else {})
+            Checkpoint(vector, view.schema, history, config.to_dict(), state).save(out)
+
+    if private is not None:
+        private.on_paid = keep
+
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         number = server_round + done
         if number < len(history):  # a resumed run has this round already
@@ -78,9 +87,7 @@ def _federate(
             entry |= asdict(strategy.costs[number]) | protection.round_report()
             entry |= private.entry() if private is not None else {}
         history.append(entry)
-        if out is not None:
-            state = optimizer_state(inner) | (private.state() if private is not None else {})
-            Checkpoint(view.read(), view.schema, history, config.to_dict(), state).save(out)
+        keep(view.read())
         on_round(entry)
         return None
 

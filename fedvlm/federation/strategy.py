@@ -126,6 +126,8 @@ class FederationStrategy(WrappingStrategy):
         subset = Subset(grid, self._draw(number, grid))
         messages = list(self.inner.configure_train(number, arrays, config, subset))
         self._download_bytes = _payload_bytes(messages[0]) if messages else 0
+        if self._config.dp == "client":  # a 0 would tell that nobody was drawn
+            self._download_bytes = arrays.count_bytes() + config.count_bytes()
         return messages
 
     def aggregate_train(
@@ -149,7 +151,7 @@ class FederationStrategy(WrappingStrategy):
                 f"round {number}: {len(good)} of {len(batch)} clients answered, need at least "
                 f"{MIN_CLIENTS}; an average of one client is that client's own update"
             )
-        if self._transcript is not None and good:
+        if self._transcript is not None:
             self._transcript.replies(number, good)
         start = time.perf_counter()
         arrays, metrics = self.inner.aggregate_train(number, batch)

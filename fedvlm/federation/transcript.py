@@ -54,11 +54,11 @@ class Transcript:
         self._current = vector
 
     def replies(self, server_round: int, replies: list[Message]) -> None:
-        """Keep what the server received in a round."""
+        """Keep what the server received in a round; nothing where nobody was drawn."""
         columns: dict[str, NDArray] = {}
         if self._current is not None:
             columns["global_adapter"] = self._current
-        if self._plain:
+        if self._plain and replies:
             contents = [reply.content for reply in replies]
             vectors = [content.array_records["arrays"]["adapter"].numpy() for content in contents]
             examples = [c.metric_records["metrics"]["num-examples"] for c in contents]

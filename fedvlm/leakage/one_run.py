@@ -17,9 +17,14 @@ _SHARES = ((1 / 2, 1 / 2), (1 / 8, 1 / 8), (1 / 32, 1 / 32), (1 / 8, 0.0), (1 / 
 
 
 def _guesses(scores: Scores, membership: np.ndarray) -> list[tuple[int, int]]:
-    """Return (guesses, right ones) for each share in `_SHARES`; ties are broken by position."""
+    """Return (guesses, right ones) for each share in `_SHARES`.
+
+    Ties are broken by a fixed shuffle. By position they would be broken by membership itself
+    wherever members are listed first, and equal scores would "prove" a leak.
+    """
     count = len(scores)
-    ranked = membership[np.argsort(-scores, kind="stable")]
+    order = np.random.default_rng(0).permutation(count)
+    ranked = membership[order[np.argsort(-scores[order], kind="stable")]]
     out = []
     for inside, outside in _SHARES:
         top, bottom = int(inside * count), int(outside * count)

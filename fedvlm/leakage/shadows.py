@@ -103,6 +103,52 @@ def batch_order(examples: int, settings: ShadowSettings, rng: np.random.Generato
     ]
 
 
+def _pack(shadows: Shadows) -> Tensor:
+    """Put all factors side by side, shape (D, 4Mr): A, then B and E of each shadow, then C."""
+    A, B, C, E = shadows.tensors
+    both = torch.cat([B, E], dim=1).mT
+    return torch.cat([f.permute(1, 0, 2).flatten(1) for f in (A, both, C)], dim=1)
+
+
+def _unpack(packed: Tensor, count: int) -> Shadows:
+    a, both, c = (part.detach() for part in _parts(packed, count))
+    B, E = both.mT.contiguous().chunk(2, dim=1)
+    return Shadows(a.contiguous(), B.contiguous(), c.contiguous(), E.contiguous())
+
+
+def _parts(packed: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return views of A (M, D, r), of B and E (M, D, 2r), and of C (M, D, r)."""
+    a, both, c = packed.tensor_split((packed.shape[1] // 4, 3 * packed.shape[1] // 4), dim=1)
+    views = (part.unflatten(1, (count, -1)).transpose(0, 1) for part in (a, both, c))
+    return tuple(views)  # pyright: ignore[reportReturnType]
+
+
+def _cosines(base: Tensor, of_images: Tensor, of_texts: Tensor, grams: Tensor) -> Tensor:
+    """Return cosines from what is left of the factors once they have met the features.
+
+    Args:
+        base: XTᵀ, shape (B, B').
+        of_images: X[A | Bᵀ Eᵀ], shape (B, 3Mr).
+        of_texts: T[Bᵀ Eᵀ | C], shape (B', 3Mr).
+        grams: [B; E][B; E]ᵀ, shape (M, 2r, 2r).
+    """
+    count, rank = len(grams), grams.shape[1] // 2
+
+    def spread(product: Tensor) -> Tensor:
+        return product.unflatten(1, (count, -1)).transpose(0, 1)
+
+    P, x = spread(of_images[:, : count * rank]), spread(of_images[:, count * rank :])
+    Q, t = spread(of_texts[:, 2 * count * rank :]), spread(of_texts[:, : 2 * count * rank])
+    XB, XE, TB, TE = x[:, :, :rank], x[:, :, rank:], t[:, :, :rank], t[:, :, rank:]
+    BB, BE, EE = grams[:, :rank, :rank], grams[:, :rank, rank:], grams[:, rank:, rank:]
+    left = torch.cat([XE + P @ BE, P], dim=2)
+    products = base + left @ torch.cat([Q, TB], dim=2).mT
+    # ‖x + pB‖² = 1 + 2 p·(xBᵀ) + p BBᵀ pᵀ, and likewise for captions.
+    image_norm = 1 + (P * (2 * XB + P @ BB)).sum(2)
+    text_norm = 1 + (Q * (2 * TE + Q @ EE)).sum(2)
+    return products * image_norm.rsqrt()[:, :, None] * text_norm.rsqrt()[:, None, :]
+
+
 def similarities(shadows: Shadows, images: Tensor, texts: Tensor) -> Tensor:
     """Return the cosines of images with captions under every shadow.
 
@@ -114,34 +160,39 @@ def similarities(shadows: Shadows, images: Tensor, texts: Tensor) -> Tensor:
     Returns:
         Shape (M, B, B').
     """
-    A, B, C, E = shadows.tensors
-    count, width, rank = A.shape
-    flat = [f.permute(1, 0, 2).reshape(width, count * rank) for f in (A, B.mT, C, E.mT)]
-
-    def spread(product: Tensor) -> list[Tensor]:
-        pieces = product.view(len(product), -1, count, rank).permute(1, 2, 0, 3)
-        return list(pieces.unbind(0))
-
-    # One product per side for all shadows; each piece is (M, rows, r).
-    P, XB, XE = spread(images @ torch.cat([flat[0], flat[1], flat[3]], dim=1))
-    Q, TE, TB = spread(texts @ torch.cat([flat[2], flat[3], flat[1]], dim=1))
-    left = torch.cat([XE + P @ (B @ E.mT), P], dim=2)
-    products = (images @ texts.T)[None] + left @ torch.cat([Q, TB], dim=2).mT
-    # ‖x + pB‖² = 1 + 2 p·(xBᵀ) + p BBᵀ pᵀ, and likewise for captions.
-    image_norm = 1 + 2 * (P * XB).sum(2) + ((P @ (B @ B.mT)) * P).sum(2)
-    text_norm = 1 + 2 * (Q * TE).sum(2) + ((Q @ (E @ E.mT)) * Q).sum(2)
-    return products * image_norm.rsqrt()[:, :, None] * text_norm.rsqrt()[:, None, :]
+    packed = _pack(shadows)
+    width = packed.shape[1] // 4
+    _, both, _ = _parts(packed, len(shadows.A))
+    return _cosines(
+        images @ texts.T, images @ packed[:, : 3 * width], texts @ packed[:, width:], both.mT @ both
+    )
 
 
-def _loss(shadows: Shadows, images: Tensor, texts: Tensor, mask: Tensor, scale: float) -> Tensor:
+def _loss(cosines: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Return the sum over shadows of InfoNCE over the examples that each trains on."""
-    logits = scale * similarities(shadows, images, texts)
+    logits = scale * cosines
     outside = (1 - mask) * _MASKED
     own = torch.diagonal(logits, dim1=1, dim2=2)
     rows = torch.logsumexp(logits + outside[:, None, :], dim=2)
     columns = torch.logsumexp(logits + outside[:, :, None], dim=1)
     each = 0.5 * (rows + columns - 2 * own) * mask
     return (each.sum(1) / mask.sum(1).clamp(min=1)).sum()
+
+
+def _step(packed: Tensor, speed: Tensor, x: Tensor, t: Tensor, mask: Tensor, s: ShadowSettings):
+    """Take one step of SGD in place; only products with features are given to autograd."""
+    count, width = len(mask), packed.shape[1] // 4
+    _, both, _ = _parts(packed, count)
+    made = (x @ packed[:, : 3 * width], t @ packed[:, width:], both.mT @ both)
+    leaves = [each.requires_grad_() for each in made]
+    loss = _loss(_cosines(x @ t.T, *leaves), mask, s.scale)
+    by_image, by_text, by_gram = torch.autograd.grad(loss, leaves)
+    speed.mul_(s.momentum)
+    speed[:, : 3 * width].addmm_(x.T, by_image)
+    speed[:, width:].addmm_(t.T, by_text)
+    _, faster, _ = _parts(speed, count)
+    faster += both @ (by_gram + by_gram.mT)
+    packed.sub_(speed, alpha=s.learning_rate)
 
 
 def train_shadows(
@@ -174,17 +225,11 @@ def train_shadows(
     start = fresh_shadows(len(masks), images.shape[1], settings.rank, rng)
     order = batch_order(len(images), settings, rng)
     member = torch.from_numpy(masks.astype(np.float32))
-    factors = [f.clone().requires_grad_() for f in start.tensors]
-    optimizer = torch.optim.SGD(
-        factors, lr=settings.learning_rate, momentum=settings.momentum, foreach=True
-    )
+    packed = _pack(start)
+    speed = torch.zeros_like(packed)
     for rows in order:
-        optimizer.zero_grad(set_to_none=True)
-        _loss(
-            Shadows(*factors), images[rows], texts[rows], member[:, rows], settings.scale
-        ).backward()
-        optimizer.step()
-    return Shadows(*(f.detach() for f in factors))
+        _step(packed, speed, images[rows], texts[rows], member[:, rows], settings)
+    return _unpack(packed, len(masks))
 
 
 def train_linear_shadows(

@@ -29,10 +29,13 @@ class _ProcessedInputs:
 class HuggingFaceProcessor:
     """A Hugging Face tokenizer and image processor behind this library's protocol."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int, masked: bool) -> None:
         self._tokenizer = tokenizer
         self.image_processor = image_processor
         self._max_length = max_length
+        # SigLIP reads the last place and was trained without a mask. With one, padding would be
+        # cut off, and what a caption embeds to would depend on the longest of its batch.
+        self._keys = ("input_ids", "attention_mask") if masked else ("input_ids",)
 
     def images(
         self,
@@ -44,7 +47,7 @@ class HuggingFaceProcessor:
         return _ProcessedInputs(data, self.image_processor)
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Return ids and, where the tokenizer makes one, mask: shape (C, L), int64."""
+        """Return ids and, for CLIP where the tokenizer makes one, mask: shape (C, L), int64."""
         encoded = self._tokenizer(
             list(captions),
             # SigLIP was trained on captions padded to the full length; CLIP ignores what follows
@@ -54,7 +57,7 @@ class HuggingFaceProcessor:
             max_length=self._max_length,
             return_tensors="pt",
         )
-        return {key: encoded[key] for key in ("input_ids", "attention_mask") if key in encoded}
+        return {key: encoded[key] for key in self._keys if key in encoded}
 
 
 def load_huggingface(name: str) -> LoadedModel:
@@ -88,5 +91,6 @@ def load_huggingface(name: str) -> LoadedModel:
         place = "folder" if Path(name).exists() else "hub model (is the network there?)"
         raise ConfigError(f"can't load {place} {name!r}: {reason}") from error
     length = int(config.text_config.max_position_embeddings)
-    processor = HuggingFaceProcessor(tokenizer, image_processor, length)
+    masked = config.model_type == "clip"
+    processor = HuggingFaceProcessor(tokenizer, image_processor, length, masked)
     return LoadedModel(VLM(model.eval()), processor, name)

@@ -125,8 +125,8 @@ def clipped_gradient_sum(
 
     Guarantees:
         Adding or removing one example moves the sum by at most `loss.factor * clip_norm` (to a
-        relative 10^-5, the rounding of float32). A unit whose gradient is not finite counts as
-        zero.
+        relative 10^-4, the rounding of float32, for parameters of up to 10^6 entries). A unit
+        whose gradient is not finite counts as zero.
 
     Raises:
         ConfigError: The loss says that it is row by row, and is not.

@@ -55,7 +55,8 @@ def products(seed: int) -> torch.Tensor:
 
 
 def _server(folder: Path) -> None:
-    owner = Owner(Plan.load(folder), Folder(folder / "server", 0), reveals=("embedding",))
+    plan = Plan.load(folder / "owner")
+    owner = Owner(plan, Folder(folder / "server", 0), reveals=("embedding",))
     listener = listen("127.0.0.1", 0)
     (folder / "port.partial").write_text(str(listener.getsockname()[1]))
     (folder / "port.partial").rename(folder / "port")
@@ -69,7 +70,7 @@ def _client(folder: Path) -> None:
     port = int((folder / "port").read_text())
     identity = Identity(folder / "identities", "client")
     client = Client(
-        read_program(folder / PUBLIC / PROGRAM_FILE),
+        read_program(folder / "owner" / PUBLIC / PROGRAM_FILE),
         Folder(folder / "client", 1),
         lambda: connect("127.0.0.1", port, identity, "server", TIMEOUT_S),
     )

@@ -119,7 +119,7 @@ def run(progress: Callable[[str], None]) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_identities(folder / "identities", days=1)
-        plan.save(folder)
+        plan.save(folder / "owner")
         ranges = {
             "gelu": series.radius,
             "truncations": TRUNCATIONS // party_process.TRUNCATION_SIZE,

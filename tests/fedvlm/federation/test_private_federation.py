@@ -9,6 +9,8 @@ from fedvlm.config import config_from
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.federation import simulate
 from fedvlm.federation.private_client import example_settings
+from fedvlm.federation.strategy import FederationStrategy
+from fedvlm.leakage.vantage import View
 
 CLIENT = {"dp": "client", "epsilon": 5.0, "clip_norm": 0.5, "fraction": 0.6}
 EXAMPLE = {"dp": "example", "epsilon": 5.0, "delta": 1e-4, "learning_rate": 1e-3}
@@ -34,6 +36,18 @@ def test_client_level(small_run, adaptive, tmp_path):
     assert (privacy["final_clip_norm"] != 0.5) is adaptive
     again = simulate(config_from(settings))
     assert again.without_times() == result.without_times()
+
+
+def test_a_round_that_drew_nobody_looks_like_any_other(small_run, tmp_path):
+    settings = {**small_run, **CLIENT, "fraction": 0.3, "rounds": 4, "simulated_noise": True}
+    result = simulate(config_from(settings | {"transcript": True}), out=tmp_path)
+    rounds = [np.load(tmp_path / "transcript" / f"round-{n:03d}.npz") for n in range(1, 5)]
+    came = [len(one["clients"]) if "clients" in one.files else 0 for one in rounds]
+    assert min(came) == 0 < max(came)
+    for key in ("clients", "download_bytes_per_client", "upload_bytes_per_client"):
+        assert len({entry[key] for entry in result.rounds[1:]}) == 1, key
+    # The noise alone moved the adapter, and the transcript has the step.
+    assert View.from_run(tmp_path, "V2").need("aggregates", "test").shape[0] == 4
 
 
 def test_released_noise_is_not_the_seeds(small_run, tmp_path):
@@ -74,6 +88,49 @@ def test_example_level_and_its_resume(small_run, tmp_path):
     assert resumed.privacy == whole.privacy
     assert resumed.rounds[3]["epsilon"] == whole.rounds[3]["epsilon"]
     assert resumed.without_times() == whole.without_times()
+
+
+@pytest.mark.parametrize("dp", ["example", "distributed"])
+def test_a_round_that_was_cut_is_spent_after_a_resume(small_run, dp, tmp_path, monkeypatch):
+    """Its noised messages have been sent, and run again they are noised anew."""
+    protect = "secagg" if dp == "distributed" else "plain"
+    settings = {**small_run, **EXAMPLE, "dp": dp, "protect": protect, "delta": 1e-2}
+    config = config_from(settings)
+
+    def cut(self, server_round, replies):
+        if server_round == 2:
+            raise KeyboardInterrupt
+        return real(self, server_round, replies)
+
+    real = FederationStrategy.aggregate_train
+    with monkeypatch.context() as patch:
+        patch.setattr(FederationStrategy, "aggregate_train", cut)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, out=tmp_path)
+    seen = []
+    # The noise is made for three rounds; the one that was cut was the second.
+    with pytest.raises(BudgetExceeded):
+        simulate(config, out=tmp_path, resume=True, on_round=seen.append)
+    assert [entry["round"] for entry in seen] == [0, 1, 2]
+    assert 4.9 < seen[-1]["epsilon"] <= 5.0
+
+
+def test_a_client_with_another_number_is_taken_for_one_that_spent_all_along():
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+    from fedvlm.federation import InProcessGrid
+    from fedvlm.federation.client_app import VECTOR
+    from fedvlm.federation.private import ExampleLevelStrategy
+    from fedvlm.federation.strategy import inner_strategy
+    from fedvlm.federation.subset import Subset
+
+    config = config_from({**EXAMPLE, "clients": 2, "rounds": 3})
+    strategy = ExampleLevelStrategy(inner_strategy(config), config, 128)
+    start = ArrayRecord({VECTOR: Array(np.zeros(4, dtype=np.float32))})
+    grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), 4)
+    for number, nodes in ((1, [1, 2]), (2, [1, 2]), (3, [3, 4])):  # both nodes started anew
+        list(strategy.configure_train(number, start, ConfigRecord(), Subset(grid, nodes)))
+    assert strategy.spent() == pytest.approx(5.0, rel=0.02)
 
 
 @pytest.mark.parametrize("protect", ["secagg", "he"])

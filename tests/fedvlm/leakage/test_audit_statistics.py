@@ -156,6 +156,17 @@ def test_all_scores_equal_say_nothing() -> None:
     assert found.refuted is False
 
 
+@pytest.mark.parametrize("levels", [1, 2, 5])
+def test_ties_prove_nothing_whatever_the_order_of_the_rows(levels: int) -> None:
+    """Members first, as most tools list them, and scores that are few and blind."""
+    inside = np.arange(1000) < 500
+    for seed in range(20):
+        scores = np.random.default_rng(seed).integers(0, levels, 1000).astype(float)
+        for order in (slice(None), slice(None, None, -1)):
+            found = AuditResult(scores, inside[order], claimed=(0.5, 1e-5))
+            assert found.refuted is False
+
+
 def test_permuted_labels_cover_one_half() -> None:
     """Coverage >= 93 % over 400 draws; a 95 % interval falls below with chance 0.03."""
     rng = np.random.default_rng(2)

@@ -75,6 +75,14 @@ def test_client_level_dp_is_flagged_without_its_noise_or_its_clip(
     assert json.loads(json.dumps(loose.to_dict()))["conformance"]["violated"]
 
 
+def test_canaries_weigh_their_most_where_weights_are_capped(small_run, tmp_path) -> None:
+    settings = {**small_run, **PRIVATE, "dp": "client", "clip_norm": 0.1, "weight_cap": 50}
+    found, _ = _run(tmp_path, settings)
+    assert not found.refuted
+    assert found.conformance is not None
+    assert found.conformance.clip_ratio > 0.3
+
+
 @pytest.mark.slow
 def test_distributed_dp_is_flagged_when_clients_halve_their_noise(
     small_run, tmp_path, monkeypatch

@@ -1,11 +1,15 @@
 """One protocol over CLIP, SigLIP and SigLIP 2, from memory and from a folder."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from fedvlm.errors import ConfigError
 from fedvlm.models import VLM, load_model
+from fedvlm.training.pairs import encode_pairs
 from tests.fedvlm.conftest import tiny_backbone, tiny_inputs
 
 KINDS = ("clip", "siglip", "siglip2")
@@ -48,6 +52,29 @@ def test_a_folder_in_hugging_face_s_format(tiny_clip_folder, shapes):
     texts = model.processor.texts(["a red circle", "a blue bar"])
     assert texts["input_ids"].shape == (2, 16)
     assert model.vlm.similarity(inputs, texts).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"), [("clip", "right"), ("siglip", "right"), ("siglip", "left")]
+)
+def test_a_caption_embeds_to_the_same_in_any_batch(kind, side, tiny_clip_folder, shapes, tmp_path):
+    """Otherwise one pair would move another's gradient, and no clip norm would bound it."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_clip_folder, tmp_path / kind)
+    tiny_backbone(kind).save_pretrained(tmp_path / kind)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_clip_folder, padding_side=side)
+    assert "attention_mask" in tokenizer("a red circle")
+    tokenizer.save_pretrained(tmp_path / kind)
+    model = load_model(str(tmp_path / kind))
+    pairs = encode_pairs(shapes, model, lambda *_: None)
+    text = model.processor.texts(["a circle", "a red circle", "a a a a red circle"])
+    pairs = dataclasses.replace(pairs, text=text)
+    with torch.no_grad():
+        alone = [model.vlm.encode_text(pairs.captions(np.array([row])))[0] for row in range(3)]
+        together = model.vlm.encode_text(pairs.captions(np.arange(3)))
+    assert torch.allclose(torch.stack(alone), together, atol=1e-5)
+    assert not torch.allclose(together[0], together[2], atol=1e-3)
 
 
 def test_a_folder_that_holds_no_model(tmp_path):
