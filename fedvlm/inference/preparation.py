@@ -107,7 +107,11 @@ def read_preparation(folder: Path) -> Preparation:
         from transformers import AutoImageProcessor
 
         try:
-            return ProcessorPreparation(AutoImageProcessor.from_pretrained(folder, backend="pil"))
+            # Unless told, transformers asks on the terminal whether to run the folder's own code.
+            processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False
+            )
+            return ProcessorPreparation(processor)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"can't read {folder / _PROCESSOR_FILE}: {reason}") from error

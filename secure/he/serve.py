@@ -181,6 +181,12 @@ def _connection(
                 outcome = f"refused: {error}"
                 text = f"{type(error).__name__}: {error}".encode()[:1000]
                 send(connection, Frame.ERROR, text, timeout)
+            except OSError:
+                raise
+            except Exception as error:
+                # It ends this connection, not the others; its text could quote a value.
+                outcome = f"internal error: {type(error).__name__}"
+                send(connection, Frame.ERROR, b"internal error", timeout)
     except (OSError, PeerError) as error:
         outcome = f"connection failed: {error}"
     finally:

@@ -69,6 +69,30 @@ def prepare(spec: Input, raw: Mapping[str, Tensor]) -> Tensor:
     )
 
 
+def require_mapped(program: Program, raw: Mapping[str, Tensor]) -> None:
+    """Refuse what a caption's fields say and the program takes no notice of.
+
+    Args:
+        program: The program.
+        raw: Raw inputs by field.
+
+    Raises:
+        ParameterError: Padding where the program takes none, or a second segment.
+    """
+    if not {spec.field for spec in program.inputs} & {"input_ids", "inputs_embeds"}:
+        return
+    mask, segments = raw.get("attention_mask"), raw.get("token_type_ids")
+    # Where a token's position is looked for, padding comes after it and a causal mask hides it.
+    heeded = {spec.kind for spec in program.inputs} & {"padding", "position"}
+    if mask is not None and not heeded and not bool((mask == 1).all()):
+        raise ParameterError(
+            "attention_mask has padding, which this program would take for tokens; compile it "
+            "with a calibration batch whose attention_mask has some"
+        )
+    if segments is not None and bool((segments != 0).any()):
+        raise ParameterError("token_type_ids has a second segment; programs take the first alone")
+
+
 class Owner:
     """The server's secrets in fixed point: weights ready to multiply, and constants."""
 
@@ -112,6 +136,8 @@ class Executor:
     def inputs(self, raw: Mapping[str, Tensor] | None) -> Values:
         """Return the first shares: the client holds its input whole, the server zeros."""
         values = {}
+        if raw is not None:
+            require_mapped(self._program, raw)
         for spec in self._program.inputs:
             shape = (self._batch, *spec.shape)
             if raw is None:

@@ -71,16 +71,19 @@ def describe(program: Program, query: Query) -> Leakage:
             if hidden
             else "the caption's length in tokens: the program was compiled for it"
         )
+    network = ["sizes and times of messages, which program and query fix: TLS hides the rest"]
     if query.labels:
         server.append("the labels, which it embeds in the clear")
+        network.append("how long the labels' texts are together")
     return Leakage(
         client=tuple(client),
         server=tuple(server),
         dealer=(
-            "which program runs, its public sizes and ranges, how often and when",
+            "which program runs, its public sizes and ranges, how often and when, and of each "
+            "query the batch size, the number of labels and the kind of result",
             "nothing of input, weights or result: it only sends, and what it sends is random",
         ),
-        network=("sizes and times of messages, which the program fixes: TLS hides the rest",),
+        network=tuple(network),
         assumption=ASSUMPTION,
         outside=(
             "what the revealed results tell about the weights: with enough queries a model can "

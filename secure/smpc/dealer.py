@@ -193,7 +193,8 @@ def parse_identifier(value: object) -> bytes:
         WireError: Not 16 bytes in hexadecimal.
     """
     with contextlib.suppress(ValueError, TypeError):
-        if isinstance(value, str) and len(value) == 2 * ID_BYTES:
+        # `fromhex` passes over spaces.
+        if isinstance(value, str) and len(value) == 2 * ID_BYTES and value.isalnum():
             return bytes.fromhex(value)
     raise WireError("the peer sent an identifier that is not one")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from secure.errors import IntegrityError, ParameterError, PolicyError, SecureError
 from secure.smpc import _query, _tables, _wire, tls
 from secure.smpc._channel import Channel, Traffic
-from secure.smpc._execute import prepare
+from secure.smpc._execute import prepare, require_mapped
 from secure.smpc._party import Party
 from secure.smpc._query import Query
 from secure.smpc.dealer import parse_identifier
@@ -125,6 +125,9 @@ class Owner:
                 raise WireError(f"a label is a text of 1 to {MAX_LABEL_CHARACTERS} characters")
         if labels and self._embed_labels is None:
             raise PolicyError("this owner embeds no labels")
+        if not labels and self._embed_labels is not None and query.reveal != "embedding":
+            # Without labels the scores would be the embedding itself.
+            raise PolicyError("this owner scores labels: send some")
         return query, labels, parse_identifier(hello.get("parcel"))
 
     def serve(
@@ -230,6 +233,7 @@ class Client:
         query.check(self._program)
         if len(labels) != query.labels:
             raise ParameterError(f"the query says {query.labels} labels, got {len(labels)}")
+        require_mapped(self._program, raw)
         for spec in self._program.inputs:
             if len(raw.get(spec.field, ())) != query.batch:
                 raise ParameterError(f"the query says {query.batch} inputs of {spec.field}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secure.errors import ParameterError
+from secure.random import SecureRandom
 from secure.smpc import _cost, _leakage, _query
 from secure.smpc._builder import Builder, Value
 from secure.smpc._execute import Owner
@@ -30,6 +31,7 @@ WEIGHTS_FILE, EMBEDDING_FILE = "weights.npz", "embedding.npy"
 
 #: The mapping is checked against the model itself; float32 models differ by about 1e-5.
 _MAPPING_TOLERANCE = 1e-3
+_ID_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def compile(
         output_shape=result.shape,
         length=length,
         public_parts=tuple(public_parts),
+        identifier=SecureRandom().token(_ID_BYTES).hex(),
     )
     return Plan(program, builder.weights, builder.constants, builder.embedding)
 

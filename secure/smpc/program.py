@@ -21,7 +21,7 @@ from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
 from secure.smpc.errors import PlanMismatchError, WireError
 
-VERSION = 2
+VERSION = 3
 _MAX_FILE_BYTES = 1 << 24
 
 
@@ -240,6 +240,9 @@ class Program:
         output_shape: Its shape for one input.
         length: How the output's length is found, for cosines; None where it isn't one vector.
         public_parts: Parts that the client runs in the clear beforehand, in words.
+        identifier: 32 random hex digits, drawn when it was compiled. Weights can differ where the
+            calibration shows nothing of it; a name of its own keeps two models from sharing
+            weight masks, whose reuse would tell the difference of the weights.
     """
 
     family: str
@@ -249,8 +252,9 @@ class Program:
     constants: dict[str, tuple[int, ...]]
     output: str
     output_shape: tuple[int, ...]
-    length: NormParameters | None = None
-    public_parts: tuple[str, ...] = ()
+    length: NormParameters | None
+    public_parts: tuple[str, ...]
+    identifier: str
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -289,8 +293,10 @@ class Program:
             PlanMismatchError: The hashes differ.
         """
         if digest != self.digest:
+            # The other side's text goes to a log or a terminal: letters and digits only.
+            other = "".join(c if c.isalnum() else "?" for c in digest[:12])
             raise PlanMismatchError(
-                f"the two sides hold different programs ({self.digest[:12]} and {digest[:12]}); "
+                f"the two sides hold different programs ({self.digest[:12]} and {other}); "
                 "hand the client the server's program file again"
             )
 

@@ -68,6 +68,17 @@ def test_what_is_handed_out_has_no_weight(compiled):
         command("compile", compiled)
 
 
+def test_an_owners_public_folder_runs_no_code(tmp_path, monkeypatch):
+    marker = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Own: pass\n")
+    settings = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    with pytest.raises(ConfigError, match="can't read"):
+        read_preparation(tmp_path)
+    assert not marker.exists()
+
+
 def test_a_saved_plan_is_the_plan(compiled, shapes_folder, tmp_path):
     owned, plan = load_compiled(compiled)
     path = shapes_folder / "images" / "red-circle-filled.png"

@@ -188,6 +188,31 @@ def test_hostile_clients_end_their_connection_and_nothing_else(tls):
         assert any(expected in line for line in log)
 
 
+def test_an_error_that_nobody_thought_of_ends_one_connection(tls):
+    layer = EncryptedLinear(np.eye(4), params=FAST)
+
+    class Faulty:
+        plan, broken = layer.plan, True
+
+        def __call__(self, encrypted, keys):
+            if self.broken:
+                self.broken = False
+                raise IndexError("a value of 17")
+            return layer(encrypted, keys)
+
+    with running(Faulty(), tls, one()) as (port, log, answered):
+        with (
+            RemoteLayer("127.0.0.1", port, tls[0]) as remote,
+            pytest.raises(PeerError, match="internal error$"),
+        ):
+            remote(np.full(4, 0.2))
+        with RemoteLayer("127.0.0.1", port, tls[0]) as remote:
+            assert np.abs(remote(np.full(4, 0.2)) - 0.2).max() < 1e-3
+    assert answered == [1]
+    assert any(line.endswith("internal error: IndexError") for line in log)
+    assert not any("17" in line for line in log)
+
+
 def test_clients_are_served_side_by_side(tls):
     """One that has connected and says nothing keeps nobody waiting; all get their own answers."""
     rng = np.random.default_rng(1)

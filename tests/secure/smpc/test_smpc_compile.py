@@ -188,6 +188,9 @@ def test_leakage_says_who_learns_what():
     top = plan.leakage(Query("top", k=1, labels=4))
     assert "no score" in top.client[0]
     assert any("labels" in each for each in top.server)
+    # The opening message is as long as the labels that it carries; the dealer deals for a query.
+    assert any("labels" in each for each in top.network)
+    assert any("number of labels" in each for each in top.dealer)
     assert not any("labels" in each for each in plan.leakage(Query("top")).server)
     assert "in full" in plan.leakage().client[0]
     assert "colludes" in top.assumption
@@ -296,6 +299,35 @@ def test_padding_is_secret_and_changes_nothing(name, gain):
         with pytest.raises(ParameterError, match="0 for padding"):
             raw = {"input_ids": inputs["input_ids"][:1], "attention_mask": bad}
             infer(plan, raw, Query("embedding"))
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_padding_that_a_program_does_not_take_is_refused(public):
+    torch.manual_seed(0)
+    plan = compile(MODELS["minilm"][0]().eval(), _padded(9, 9), public_embedding=public)
+
+    def ask(inputs):
+        if public:
+            inputs = inputs | {"inputs_embeds": plan.embedding[inputs["input_ids"]]}
+        return infer(plan, inputs, Query("embedding"))
+
+    with pytest.raises(ParameterError, match="has padding"):
+        ask(_padded(4))
+    with pytest.raises(ParameterError, match="second segment"):
+        ask(_padded(9) | {"token_type_ids": torch.tensor([[0] * 4 + [1] * 5])})
+    ask(_padded(9) | {"token_type_ids": torch.zeros(1, 9, dtype=torch.long)})
+
+
+def test_padding_behind_a_causal_mask_needs_no_heed():
+    torch.manual_seed(0)
+    model, inputs = MODELS["clip-text"][0]().eval(), _captions()
+    plan = compile(model, inputs)
+    ids = inputs["input_ids"][:1].clone()
+    ids[0, 4:] = 59  # the end of a text, and padding after it
+    raw = {"input_ids": ids, "attention_mask": torch.tensor([[1] * 5 + [0] * 4])}
+    with torch.no_grad():
+        expected = _reference(model, {"input_ids": ids})
+    plan.check(raw, expected, max_abs_error=5e-3)
 
 
 @pytest.mark.parametrize("name", ["minilm", "clip-text"])

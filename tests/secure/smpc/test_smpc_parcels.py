@@ -4,9 +4,19 @@ import shutil
 import stat
 
 import pytest
+import torch
 
 from secure.errors import ParameterError
-from secure.smpc import Folder, MaterialError, PlanMismatchError, Query, read_program
+from secure.smpc import (
+    Folder,
+    MaterialError,
+    Owner,
+    PlanMismatchError,
+    Query,
+    compile,
+    read_program,
+    register,
+)
 from secure.smpc.dealer import main, write_files
 from secure.smpc.parcels import Setup
 from tests.secure.fixed_random import FixedRandom
@@ -123,3 +133,32 @@ def test_a_missing_folder_or_program_is_named(tmp_path):
         Folder(tmp_path / "none", 0)
     with pytest.raises(ParameterError, match="missing"):
         read_program(tmp_path / "none.json")
+
+
+class Bare(torch.nn.Linear):
+    pass
+
+
+@register("Bare")
+def _bare(builder, module, batch, path):
+    x = builder.real(batch["features"], "features")
+    return builder.linear(x, module.weight, module.bias, "layer")
+
+
+def test_two_models_share_no_weight_mask_though_their_ranges_agree(tmp_path):
+    torch.manual_seed(0)
+    batch = torch.randn(4, 6)
+    batch[:, 5] = 0  # the calibration doesn't show in what the two differ
+    model, tuned = Bare(6, 3).eval(), Bare(6, 3).eval()
+    tuned.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        tuned.weight[:, 5] += 1
+    masked, encoded = [], []
+    for each in (model, tuned):
+        plan = compile(each, batch)
+        write_files(plan.program, Query("top"), 1, tmp_path)
+        owner = Owner(plan, Folder(tmp_path / "server", 0))
+        masked.append(owner._masked["layer.weight"])
+        encoded.append(owner._secrets.encoded["layer.weight"])
+    # What a client of both is sent doesn't tell the difference of the weights.
+    assert not torch.equal(masked[1] - masked[0], encoded[1] - encoded[0])

@@ -128,6 +128,20 @@ def test_labels_are_embedded_by_the_owner(identities, tmp_path):
             client.ask({"features": batch[:1]}, query, ["cat", "dog", "fox"])
 
 
+def test_an_owner_that_scores_labels_reveals_no_embedding_for_lack_of_them(identities, tmp_path):
+    _, batch, plan = tiny()
+    embed = len  # never asked
+    queries = (Query("scores"), Query("top"))
+    for query in queries:
+        write_files(plan.program, query, 1, tmp_path)
+    owner = Owner(plan, Folder(tmp_path / "server", 0), embed, reveals=("scores", "top"))
+    with _owner(owner, identities) as server:
+        client = _client(plan.program, Folder(tmp_path / "client", 1), server.port, identities)
+        for query in queries:
+            with pytest.raises(PeerError, match="scores labels"):
+                client.ask({"features": batch[:1]}, query)
+
+
 def test_bad_input_is_refused_before_anything_is_sent(identities):
     _, batch, plan = tiny()
 

@@ -13,7 +13,7 @@ from secure.smpc import _wire
 from secure.smpc._channel import CountingChannel, PairChannel
 from secure.smpc._query import Query
 from secure.smpc.dealer import parse_identifier
-from secure.smpc.errors import WireError
+from secure.smpc.errors import PlanMismatchError, WireError
 from secure.smpc.parcels import Setup
 from secure.smpc.program import Program
 from tests.secure.smpc.tiny import tiny
@@ -180,7 +180,9 @@ def test_queries_from_the_wire_are_checked(value):
         Query.from_wire(value)
 
 
-@pytest.mark.parametrize("value", [None, 5, "", "zz" * 16, "00" * 15, "00" * 17, "é" * 32])
+@pytest.mark.parametrize(
+    "value", [None, 5, "", "zz" * 16, "00" * 15, "00" * 17, "é" * 32, "00 " * 10 + "00"]
+)
 def test_identifiers_from_the_wire_are_checked(value):
     with pytest.raises(WireError):
         parse_identifier(value)
@@ -191,6 +193,12 @@ def test_programs_survive_json_and_keep_their_name():
     again = Program.from_json(program.to_json())
     assert again == program
     assert again.digest == program.digest
+
+
+def test_a_peer_writes_nothing_of_its_own_into_an_error():
+    with pytest.raises(PlanMismatchError) as caught:
+        tiny()[2].program.require("\x1b[2J\nanswered")
+    assert str(caught.value).isprintable()
 
 
 @settings(max_examples=60)
