@@ -26,6 +26,11 @@ Work = Callable[[Party, Values], object]
 _WORD = 1 << 62
 
 
+def _draws() -> torch.Generator:
+    """Return a generator of its own: timing leaves the caller's seed alone."""
+    return torch.Generator().manual_seed(0)
+
+
 class _Mirror(Channel):
     """A link whose other end sends back what it is sent."""
 
@@ -57,7 +62,7 @@ class _TimedParty(Party):
 
 
 def _noise(shape: tuple[int, ...], bits: int = 64) -> Tensor:
-    return _ring.low_bits(torch.randint(-_WORD, _WORD, shape), bits)
+    return _ring.low_bits(torch.randint(-_WORD, _WORD, shape, generator=_draws()), bits)
 
 
 def _made_up(item: Item) -> Tensors:
@@ -90,7 +95,7 @@ def _weight(program: Program, op: Operation) -> dict:
     if not isinstance(op, Linear):
         return {}
     info = program.weights[op.weight]
-    entries = torch.randint(-(1 << 17), 1 << 17, info.shape)
+    entries = torch.randint(-(1 << 17), 1 << 17, info.shape, generator=_draws())
     return {op.weight: entries if info.diagonal else _ring.SmallMatrix(entries)}
 
 
