@@ -351,5 +351,5 @@ def test_three_processes_and_their_ends(programs, shapes_folder, tiny_clip_folde
     assert code == 3
     assert "no link to the dealer" in errors
     assert serving.poll() is None
-    serving.send_signal(signal.SIGINT)
+    serving.terminate()
     assert serving.wait(20) == 0
