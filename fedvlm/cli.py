@@ -5,6 +5,7 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -257,6 +258,7 @@ def compile_model(context: typer.Context) -> None:
 @infer_app.command("serve", context_settings=_FORWARD)
 def serve_model(context: typer.Context) -> None:
     """Serve a compiled model without seeing what it is asked."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a service is asked to end
     _inference("serve", context.args)
 
 

@@ -1,7 +1,6 @@
 """`fedvlm infer compile | serve | classify`: a model and an image that don't meet."""
 
 import json
-import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -142,7 +141,6 @@ def serve_command(
         raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}") from error
     _say(f"reveals {', '.join(allowed)}, at most the best {max_k}, to clients alone")
     _say(f"listening on {host}:{listener.getsockname()[1]}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a service is asked to end
     try:
         owner.serve(listener, me, threading.Event(), sessions, timeout, _say)
     except KeyboardInterrupt:
