@@ -52,7 +52,8 @@ def _lora_tap(lora: Any) -> Tap | None:
     if len(names) != 1 or type(lora.base_layer) is not nn.Linear or lora.lora_variant:
         return None
     (name,) = names
-    frozen = not any(p.requires_grad for p in lora.base_layer.parameters())
+    own = (lora.base_layer.weight, lora.base_layer.bias)
+    frozen = not any(p.requires_grad for p in own if p is not None)
     exact = isinstance(lora.lora_dropout[name], nn.Identity) and lora.lora_B[name].bias is None
     if not (frozen and exact) or lora.merged:
         return None
@@ -116,6 +117,8 @@ def _squared_norms(left: Tensor, right: Tensor) -> Tensor:
     would pass the clip with a gradient longer than C. Those examples are formed in full.
     """
     places, o, i = left.shape[1], left.shape[2], right.shape[2]
+    if places == 1:
+        return left.square().sum(dim=(1, 2)) * right.square().sum(dim=(1, 2))
     if 2 * places * (o + i) >= o * i:
         return _formed_squares(left, right)
     by_left = left @ left.transpose(1, 2)
@@ -176,6 +179,9 @@ class _Call:
 def _used_places(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out places without a gradient: above the last attention only one token has any."""
     places = g.shape[1]
+    surely = (g[:, :, 0] != 0).sum(dim=1)  # the first of each place's numbers tells most of it
+    if 2 * int(surely.max()) > places:
+        return x, g
     used = g.abs().amax(dim=2) != 0
     most = max(1, int(used.sum(dim=1).max()))
     if 2 * most > places:
