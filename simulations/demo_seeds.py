@@ -5,18 +5,17 @@ prints mean and 95 % interval over the seeds, and writes both table and figure f
 """
 
 import math
-import statistics
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from scipy import stats
 
 from fedvlm.config import config_from, load_config
 from fedvlm.federation import Result, simulate
 from fedvlm.files import whole_file, write_text
 from fedvlm.reporting import plot_rounds
+from simulations._student import interval
 
 CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 _ROWS = (
@@ -35,12 +34,6 @@ _ROWS = (
 )
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half-width of the 95 % interval of Student's t."""
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread
-
-
 def table(results: list[Result]) -> str:
     """Return the summary over seeds as Markdown, in percent."""
     seeds = [str(result.seed) for result in results]
@@ -48,9 +41,9 @@ def table(results: list[Result]) -> str:
     lines.append("|---|" + "--:|" * (len(seeds) + 1))
     for name, key in _ROWS:
         values = [100 * (result.summary[key] or math.nan) for result in results]
-        mean, half = interval(values)
+        mean, _, high = interval(values)
         cells = " | ".join(f"{value:.1f}" for value in values)
-        lines.append(f"| {name} | {cells} | {mean:.1f} ± {half:.1f} |")
+        lines.append(f"| {name} | {cells} | {mean:.1f} ± {high - mean:.1f} |")
     return "\n".join(lines) + "\n"
 
 

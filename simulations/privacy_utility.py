@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from matplotlib.axes import Axes
-from scipy import stats
 
 from fedvlm.config import SimulationConfig, config_from
 from fedvlm.federation import simulate
 from fedvlm.files import write_text
+from simulations._student import interval
 
 EPSILONS = (8.0, 3.0, 1.0)
 SMALL_COHORT = {"client": "client level", "distributed": "distributed"}
@@ -102,15 +102,6 @@ def run_point(level: str, seed: int) -> Point:
         result.data["client_pairs"],
         time.perf_counter() - start,
     )
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval by Student's t; NaN ends for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
 
 
 def load_points(out: Path) -> list[Point]:

@@ -155,6 +155,7 @@ class ExampleLevelStrategy(PrivateStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the inner strategy take the mean."""
+        # Written out, since `aggregates_mean_only` speaks for the class that defines this alone.
         return super().aggregate_train(server_round, replies)
 
     def spent(self) -> float:
