@@ -1,7 +1,13 @@
 """Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
 
 from fedvlm.models.hashing import tokenizer_hash, weights_hash
-from fedvlm.models.processor import ImageInputs, LoadedModel, ModelHashes, Processor
+from fedvlm.models.processor import (
+    ImageInputs,
+    LoadedModel,
+    ModelHashes,
+    Processor,
+    told_apart,
+)
 from fedvlm.models.vlm import VLM
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "ModelHashes",
     "Processor",
     "load_model",
+    "told_apart",
     "tokenizer_hash",
     "weights_hash",
 ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
-from fedvlm.models.processor import ImageInputs, LoadedModel
+from fedvlm.models.processor import ImageInputs, LoadedModel, told_apart
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,21 @@ def encode_pairs(
 
     Returns:
         The inputs of the pairs.
+
+    Raises:
+        ConfigError: The model's tokenizer can't take the captions, or tell them apart.
     """
-    distinct, caption_of = np.unique(np.array(data.captions), return_inverse=True)
+    # Not np.unique on text: its fixed width makes one long caption every caption's size.
+    distinct = sorted(set(data.captions))
+    number = {caption: row for row, caption in enumerate(distinct)}
+    caption_of = np.array([number[caption] for caption in data.captions], dtype=np.int64)
+    text = model.processor.texts(distinct)
+    told_apart(distinct, text)
     return EncodedPairs(
         images=model.processor.images(
             data, np.arange(len(data)) if rows is None else rows, progress
         ),
-        text=model.processor.texts([str(caption) for caption in distinct]),
+        text=text,
         caption_of=caption_of,
         concepts=data.concepts,
         domains=data.domains,
