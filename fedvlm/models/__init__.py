@@ -17,8 +17,8 @@ __all__ = [
     "ModelHashes",
     "Processor",
     "load_model",
-    "told_apart",
     "tokenizer_hash",
+    "told_apart",
     "weights_hash",
 ]
 

@@ -15,7 +15,7 @@ from fedvlm.data.dataset import ImageTextData
 from fedvlm.errors import ConfigError
 from fedvlm.models.processor import ImageInputs, LoadedModel
 from fedvlm.models.vlm import SUPPORTED, VLM
-from fedvlm.models.weights import first_line, quietly, read_model, refuse_pointers
+from fedvlm.models.weights import check_folder, first_line, quietly, read_model
 
 STEM_KEY = "fedvlm_stem"  # in config.json: the pixels are the embedded stem's feature map
 
@@ -164,10 +164,7 @@ def _config_of(name: str) -> Any:
         path = folder / "config.json"
         if not path.is_file():
             raise ConfigError("it has no config.json")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"config.json is not JSON: {first_line(error)}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ConfigError("config.json is not a JSON object")
         kind = content.get("model_type")
@@ -186,7 +183,7 @@ def _load(name: str) -> LoadedModel:
 
     with quietly():
         if Path(name).is_dir():
-            refuse_pointers(Path(name))
+            check_folder(Path(name))
         config = _config_of(name)
         if getattr(config, STEM_KEY, None):
             from fedvlm.models.embedded import EmbeddedProcessor
@@ -194,6 +191,9 @@ def _load(name: str) -> LoadedModel:
             processor = EmbeddedProcessor(Path(name) / "tokenizer.json")
             return LoadedModel(VLM(read_model(name, config)), processor, name)
         tokenizer = _tokenizer_of(name)
+        names = ("preprocessor_config.json", "processor_config.json")
+        if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in names):
+            raise ConfigError("it has no preprocessor_config.json")
         # The Pillow backend: the other one needs torchvision, which this library leaves out.
         image_processor = AutoImageProcessor.from_pretrained(
             name, backend="pil", trust_remote_code=False

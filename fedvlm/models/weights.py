@@ -5,6 +5,7 @@ has no place for, and takes quantised integers for weights. Here each of these i
 that is partly made up looks like a bad model, and differs from party to party.
 """
 
+import json
 import logging
 import threading
 import warnings
@@ -30,6 +31,8 @@ def first_line(error: BaseException, most: int = 300) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
     return text if len(text) <= most else text[:most] + " …"
 
 
@@ -49,8 +52,8 @@ def quietly() -> Iterator[None]:
             theirs.set_verbosity(before)
 
 
-def refuse_pointers(folder: Path) -> None:
-    """Refuse a folder whose files are Git LFS pointers, or empty.
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with files that are Git LFS pointers, empty, or not the JSON they shall be.
 
     Raises:
         ConfigError: It names the file and how to get its content.
@@ -66,6 +69,11 @@ def refuse_pointers(folder: Path) -> None:
             )
         if not head:
             raise ConfigError(f"{path} is empty; fetch it again")
+        if path.suffix == ".json":
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{path.name} is not JSON: {first_line(error)}") from error
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
