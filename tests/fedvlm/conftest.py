@@ -125,6 +125,9 @@ def save_tiny_model(kind: str, folder) -> None:
     words = ["<pad>", "<unk>", "<bos>", "<eos>", "a", *COLOURS, *SHAPES]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if kind == "siglip2":  # transformers reads every SigLIP 2's tokenizer as Gemma's BPE
+        letters = [*words[:4], *"\u2581abcdefghijklmnopqrstuvwxyz"]
+        tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(letters)}, []))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>" if kind == "clip" else "$A <eos>",
         special_tokens=[("<bos>", 2), ("<eos>", 3)],
