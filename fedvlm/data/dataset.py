@@ -120,12 +120,19 @@ class ImageTextData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every image, caption and label, in hex."""
+        """SHA-256 over every image, caption and label, in hex.
+
+        Where `contents` is known it counts too: what was kept of images that were decoded in
+        another way (features, checkpoints) doesn't pass for what is seen now.
+        """
         digest = hashlib.sha256()
         for blob, caption in zip(self.encoded, self.captions, strict=True):
             digest.update(hashlib.sha256(blob).digest())
             digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
         for column in (self.concepts, self.domains, self.topics, self.public):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        digest.update("\0".join((*self.domain_names, *self.topic_names)).encode())
+        names = "\0".join((*self.domain_names, *self.topic_names))
+        digest.update(names.encode("utf-8", "surrogatepass"))
+        for content in self.contents or ():
+            digest.update(content)
         return digest.hexdigest()

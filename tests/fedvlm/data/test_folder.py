@@ -163,6 +163,13 @@ def test_the_fingerprint_sees_every_change(shapes, shapes_folder, tmp_path):
     assert load_folder(copy).fingerprint != shapes.fingerprint
 
 
+def test_d2_the_fingerprint_sees_how_images_were_decoded(shapes):
+    from dataclasses import replace
+
+    contents = (b"another tone curve", *shapes.contents[1:])
+    assert replace(shapes, contents=contents).fingerprint != shapes.fingerprint
+
+
 _word = st.one_of(st.text(max_size=8), st.sampled_from(["a", "b", "c", "images", "..", "/", "~"]))
 _rows = st.lists(
     st.dictionaries(st.sampled_from(["image", "caption", "domain"]), _word, max_size=3), max_size=4
