@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedvlm.data.images import decode_image
+from fedvlm.data.table import shown
 from fedvlm.errors import DataError
 
 
@@ -74,9 +75,9 @@ class ImageTextData:
         try:
             return decode_image(self.encoded[index])
         except DataError as error:
-            caption = self.captions[index]
+            caption = shown(self.captions[index])
             raise DataError(
-                f"{self.name}: image {index} ({caption!r}) can't be read: {error}"
+                f"{self.name}: image {index} ({caption}) can't be read: {error}"
             ) from error
 
     def arrays(self, indices: NDArray[np.int64], size: int) -> NDArray[np.uint8]:

@@ -306,15 +306,14 @@ def read_table(table: Path) -> list[Row]:
     rows = []
     for record in records:
         name = _required(table, record, image, "image")
+        its = f"; its columns are {shown(list(record.values))}"
         if not name:
-            raise DataError(
-                f"{table}: {record.where} names no image (column '{image}'); its columns are "
-                f"{shown(list(record.values))}"
-            )
+            raise DataError(f"{table}: {record.where} names no image (column '{image}'){its}")
         words = _required(table, record, caption, "caption")
         if not words:
             raise DataError(
                 f"{table}: {record.where} ({shown(name)}) has no caption (column '{caption}')"
+                f"{'' if caption in record.values else its}"
             )
         labels = {key: _label(table, record, key) for key in LABEL_KEYS}
         more = {key: _plain(record.values.get(key)) for key in others}
