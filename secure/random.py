@@ -12,7 +12,10 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from secure import _whole
 from secure.errors import ParameterError
+
+_whole.require()
 
 KEY_BYTES = 32
 _COUNTER_START = bytes(16)
