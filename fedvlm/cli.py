@@ -127,15 +127,18 @@ def report(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """Name each part as present or missing, with the fix."""
+    """Name each part as present or missing, with the fix; exit 1 if one is needed and broken."""
     from fedvlm.doctor import examine
 
     checks = examine()
     if as_json:
         typer.echo(json.dumps([vars(check) for check in checks], indent=2))
-        return
-    for check in checks:
-        typer.echo(f"{'ok     ' if check.present else 'MISSING'} {check.part}: {check.detail}")
+    else:
+        for check in checks:
+            word = "ok" if check.present else "BROKEN" if check.needed else "missing"
+            typer.echo(f"{word:<8}{check.part}: {check.detail}")
+    if any(check.needed and not check.present for check in checks):
+        raise typer.Exit(1)
 
 
 @data_app.command("info")

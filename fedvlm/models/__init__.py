@@ -1,9 +1,12 @@
 """Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
 
+from fedvlm._torchvision import hide_if_broken
 from fedvlm.models.processor import ImageInputs, LoadedModel, Processor
 from fedvlm.models.vlm import VLM
 
 __all__ = ["VLM", "ImageInputs", "LoadedModel", "Processor", "load_model"]
+
+hide_if_broken()
 
 
 def load_model(name: str = "embedded") -> LoadedModel:
