@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from secure.smpc import _ring, program
-from secure.smpc._domains import MARGIN, activation_series, norm_parameters, softmax_parameters
-from secure.smpc._norm import width_bits
+from secure.smpc._domains import (
+    MARGIN,
+    VARIANCE_MARGIN,
+    activation_series,
+    norm_parameters,
+    score_spread,
+    softmax_parameters,
+)
+from secure.smpc._norm import NormParameters, width_bits
+from secure.smpc._ranges import Range, by_sample
 from secure.smpc._series import FUNCTIONS, PRECISION_BITS
 from secure.smpc.errors import CalibrationError, UnsupportedModuleError
 
@@ -59,6 +67,8 @@ class Builder:
         self.weights: dict[str, Tensor] = {}
         self.weight_infos: dict[str, program.WeightInfo] = {}
         self.constants: dict[str, Tensor] = {}
+        self.ranges: list[Range] = []
+        self._leading = 0
         self._count = 0
 
     # -- bookkeeping -------------------------------------------------------------------------
@@ -74,6 +84,23 @@ class Builder:
                 f"{path}: an activation of {largest:.3g} leaves the ring with {bits} fraction bits"
             )
         return Value(name, bits, sample)
+
+    def _note(self, path: str, what: str, extremes: Tensor, limit: float) -> None:
+        """Remember a range: the samples' extremes, and how far the protocol is right."""
+        largest = float(extremes.max()) if extremes.numel() else 0.0
+        if largest > 0:
+            self.ranges.append(Range(path, what, extremes, limit / largest))
+
+    def _note_variances(
+        self, path: str, squares: Tensor, divisor: float, epsilon: float, p: NormParameters
+    ) -> None:
+        """Remember how far variances may grow and shrink; a token with a gain shrinks alone."""
+        gains = torch.tensor(p.gains or (0,), dtype=torch.float64).view(-1, 1)
+        squares = squares * 4.0**gains
+        largest = by_sample(squares)
+        self._note(path, "variance", largest, float(largest.max()) * VARIANCE_MARGIN)
+        least = by_sample(1 / (squares / divisor + epsilon * 4.0**gains))
+        self._note(path, "small variance", least, float(least.max()) * VARIANCE_MARGIN)
 
     def _secret(self, path: str, name: str, tensor: Tensor, where: dict[str, Tensor]) -> str:
         key = f"{path}.{name}" if path else name
@@ -117,11 +144,13 @@ class Builder:
 
     def tokens(self, ids: Tensor, vocabulary: int) -> Value:
         """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
+        self._leading = 1  # a text's first token is the same mark in all
         sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
         return self._input("input_ids", "one_hot", ids, sample, 0)
 
     def looked_up(self, ids: Tensor, table: Tensor) -> Value:
         """Take token embeddings from the client, which looks them up in the public table."""
+        self._leading = 1
         self.embedding = table.detach().clone()
         return self._input("inputs_embeds", "real", self.embedding[ids], reach=self.embedding)
 
@@ -217,11 +246,18 @@ class Builder:
         return self._made(path, target, bits, sample)
 
     def add(self, left: Value, right: Value, path: str) -> Value:
-        """Add two values."""
+        """Add two values; where their sum with all bits would leave the ring, some are cut first."""
+        sample = left.sample + right.sample
+        room = _ring.LIMIT_BITS - max(
+            0, _ring.magnitude_bits(_largest(path, sample) * 2 * MARGIN)
+        )
+        for value in (left, right):
+            if value.bits > room:
+                self.rescale(value, max(VALUE_BITS, room), path)
         bits = max(left.bits, right.bits)
         target = self._name()
         self.operations.append(program.Add(target, path, left.name, right.name))
-        return self._made(path, target, bits, left.sample + right.sample)
+        return self._made(path, target, bits, sample)
 
     def add_constant(self, x: Value, constant: Tensor, path: str) -> Value:
         """Add a secret constant of the server's, broadcast over the batch."""
@@ -232,6 +268,7 @@ class Builder:
 
     def prepend(self, x: Value, tokens: Tensor, path: str) -> Value:
         """Put secret tokens, shape `(count, width)`, before those of x."""
+        self._leading += len(tokens)
         key = self._secret(path, "tokens", tokens, self.constants)
         target = self._name()
         self.operations.append(program.Prepend(target, path, x.name, key))
@@ -294,8 +331,9 @@ class Builder:
         result = centre / torch.sqrt(squares / divisor + epsilon)
         ratio = width / 2.0 ** width_bits(width) if centred else 1.0
         parameters = norm_parameters(
-            path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2
+            path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2, self._leading
         )
+        self._note_variances(path, squares, divisor, epsilon, parameters)
         if (
             centred
             and x.bits
@@ -330,6 +368,7 @@ class Builder:
     def activation(self, x: Value, function: str, path: str) -> Value:
         """Apply an activation of `_series.FUNCTIONS`."""
         series = activation_series(path, x.sample, function)
+        self._note(path, function, by_sample(x.sample), series.radius)
         if x.bits > 2 * PRECISION_BITS[function] - 1:
             self.rescale(x, VALUE_BITS, path)
         target = self._name()
@@ -354,8 +393,12 @@ class Builder:
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
-        padded = mask is not None
-        parameters = softmax_parameters(path, scores, value.sample, causal, padded)
+        anchored = mask is not None and bool((mask.sample[:, 0] == 0).all())
+        parameters = softmax_parameters(
+            path, scores, value.sample, causal, mask is not None, anchored
+        )
+        spread, limit = score_spread(scores, parameters)
+        self._note(path, "attention scores", spread, limit)
         if mask is not None:
             scores = scores + mask.sample[:, None, None, :] * parameters.padding
         if causal:

@@ -21,7 +21,7 @@ from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
 from secure.smpc.errors import PlanMismatchError, WireError
 
-VERSION = 3
+VERSION = 4
 _MAX_FILE_BYTES = 1 << 24
 
 
