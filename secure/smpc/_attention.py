@@ -12,6 +12,7 @@ For one row of scores x with n valid keys:
 7 + 3k rounds with both matrix products, every truncation included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -192,9 +193,15 @@ def softmax_numerators(
 
 
 def attend(
-    party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters, mask: Tensor | None = None
+    party: Party,
+    q: Share,
+    k: Share,
+    v: Share,
+    p: SoftmaxParameters,
+    mask: Tensor | None = None,
+    bias: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Share:
-    """Return softmax(q·kᵀ)·v.
+    """Return softmax(q·kᵀ + bias)·v.
 
     Args:
         party: This party.
@@ -204,6 +211,8 @@ def attend(
         p: Public parameters.
         mask: Share of 0 for a key and −1 for padding, broadcast to `(..., queries, keys)`: secret,
             and free, as the scores are lowered by a public multiple of it.
+        bias: Returns this party's share of what is added to the scores, for scores like these
+            and their fraction bits.
 
     Returns:
         Shape `(..., queries, d)`, with the bits of v.
@@ -218,6 +227,8 @@ def attend(
         party.opening(v.value, mix["b"]),
     )
     scores = Share(matrix_product(party, held, e, f), q.bits + k.bits)
+    if bias is not None:
+        scores = Share(scores.value + bias(scores.value, scores.bits), scores.bits)
     if mask is not None:
         scores = Share(scores.value + mask * (p.padding << scores.bits), scores.bits)
     numerators, index, low = softmax_numerators(party, scores, p)

@@ -19,6 +19,7 @@ from secure.smpc._domains import (
     score_spread,
     softmax_parameters,
 )
+from secure.smpc._inputs import patches
 from secure.smpc._norm import NormParameters, width_bits
 from secure.smpc._ranges import Range, by_sample
 from secure.smpc._series import FUNCTIONS, PRECISION_BITS
@@ -129,8 +130,6 @@ class Builder:
             patch: Side of a patch.
             path: Path of the module.
         """
-        from secure.smpc._execute import patches
-
         if pixels.dim() != 4 or pixels.shape[-1] % patch or pixels.shape[-2] % patch:
             raise UnsupportedModuleError(
                 path, "patches", f"images of shape {tuple(pixels.shape)} don't cut into {patch}"
@@ -138,25 +137,40 @@ class Builder:
         sample = patches(pixels.to(torch.float64), patch)
         return self._input("pixel_values", "patches", pixels, sample, VALUE_BITS, patch=patch)
 
-    def real(self, features: Tensor, field: str) -> Value:
+    def real(self, features: Tensor, field: str, grid: tuple[int, ...] = ()) -> Value:
         """Take real features from the client, as they are: `(batch, ..., width)`."""
-        return self._input(field, "real", features)
+        return self._input(field, "real", features, grid=grid)
 
-    def tokens(self, ids: Tensor, vocabulary: int) -> Value:
+    def tokens(
+        self, ids: Tensor, vocabulary: int, first_position: int = 0, pad: int | None = None
+    ) -> Value:
         """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
         self._leading = 1  # a text's first token is the same mark in all
         sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
-        return self._input("input_ids", "one_hot", ids, sample, 0)
+        return self._input(
+            "input_ids", "one_hot", ids, sample, 0, first_position=first_position, pad=pad
+        )
 
-    def looked_up(self, ids: Tensor, table: Tensor) -> Value:
+    def looked_up(
+        self, ids: Tensor, table: Tensor, first_position: int = 0, pad: int | None = None
+    ) -> Value:
         """Take token embeddings from the client, which looks them up in the public table."""
         self._leading = 1
         self.embedding = table.detach().clone()
-        return self._input("inputs_embeds", "real", self.embedding[ids], reach=self.embedding)
+        return self._input(
+            "inputs_embeds",
+            "real",
+            self.embedding[ids],
+            reach=self.embedding,
+            first_position=first_position,
+            pad=pad,
+        )
 
     def padding(self, mask: Tensor) -> Value:
         """Take from the client which tokens are padding: 0 for a token, −1 for padding."""
-        return self._input("attention_mask", "padding", mask, mask.to(torch.float64) - 1, 0)
+        sample = mask.to(torch.float64) - 1
+        anchor = 0 if bool((sample[:, 0] == 0).all()) else None
+        return self._input("attention_mask", "padding", mask, sample, 0, token=anchor)
 
     def position_of(self, ids: Tensor, token: int | None) -> Value:
         """Take from the client where a token first appears, as a one-hot row."""
@@ -175,6 +189,9 @@ class Builder:
         patch: int = 0,
         token: int | None = None,
         reach: Tensor | None = None,
+        grid: tuple[int, ...] = (),
+        first_position: int = 0,
+        pad: int | None = None,
     ) -> Value:
         name = self._name()
         sample = raw.to(torch.float64) if sample is None else sample
@@ -196,6 +213,9 @@ class Builder:
                 patch=patch,
                 token=token,
                 limit=limit,
+                grid=grid,
+                first_position=first_position,
+                pad=pad,
             )
         )
         return value
@@ -246,11 +266,9 @@ class Builder:
         return self._made(path, target, bits, sample)
 
     def add(self, left: Value, right: Value, path: str) -> Value:
-        """Add two values; where their sum with all bits would leave the ring, some are cut first."""
+        """Add two values; bits with which their sum would leave the ring are cut first."""
         sample = left.sample + right.sample
-        room = _ring.LIMIT_BITS - max(
-            0, _ring.magnitude_bits(_largest(path, sample) * 2 * MARGIN)
-        )
+        room = _ring.LIMIT_BITS - max(0, _ring.magnitude_bits(_largest(path, sample) * 2 * MARGIN))
         for value in (left, right):
             if value.bits > room:
                 self.rescale(value, max(VALUE_BITS, room), path)
@@ -385,14 +403,30 @@ class Builder:
         path: str,
         causal: bool = False,
         mask: Value | None = None,
+        bias: Tensor | None = None,
     ) -> Value:
-        """Attend; the queries are already scaled by 1/√d. All three have 16 bits."""
+        """Attend; the queries are already scaled by 1/√d. All three have 16 bits.
+
+        Args:
+            query: Shape `(queries, width)`.
+            key: Shape `(keys, width)`.
+            value: Shape `(keys, width)`.
+            heads: Number of heads.
+            path: Path of the module.
+            causal: Whether query i sees only the keys up to i.
+            mask: The client's padding, from `padding`.
+            bias: Secret constant that is added to the scores: `(heads, queries, keys)`.
+        """
 
         def split(x: Value) -> Tensor:
             batch, tokens, width = x.sample.shape
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
+        bias_key = None
+        if bias is not None:
+            bias_key = self._secret(path, "bias", bias, self.constants)
+            scores = scores + self.constants[bias_key]
         anchored = mask is not None and bool((mask.sample[:, 0] == 0).all())
         parameters = softmax_parameters(
             path, scores, value.sample, causal, mask is not None, anchored
@@ -416,6 +450,7 @@ class Builder:
                 heads,
                 parameters,
                 None if mask is None else mask.name,
+                bias_key,
             )
         )
         return self._made(path, target, value.bits, mixed)

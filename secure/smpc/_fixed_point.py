@@ -7,6 +7,7 @@ truncation rounds to the nearest here and up or down at random there.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from secure.smpc.program import Program
 class WholeParty(Party):
     """The one party of a run without secrets: takes every mask as zero and sends nothing."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Any]) -> None:
         super().__init__(SERVER, CountingChannel(), Material(SERVER, bytes(32), [], bytes), weights)
 
     def take(self, item: Item) -> Tensors:
@@ -73,7 +74,7 @@ class WholeParty(Party):
     ) -> Share:
         """Multiply by a weight of the owner's."""
         weight = self._weights[name]
-        product = share.value * weight if diagonal else weight.rmatmul(share.value)  # type: ignore[attr-defined]
+        product = share.value * weight if diagonal else weight.rmatmul(share.value)
         return Share(product, share.bits + weight_bits)
 
 

@@ -48,6 +48,14 @@ def outliers(ranges: list[Range]) -> dict[int, str]:
     return found
 
 
+def furthest(ranges: list[Range], samples: int, count: int) -> list[int]:
+    """Return the samples that hold the most extremes, at most `count`, in order."""
+    held = torch.zeros(samples)
+    for each in ranges:
+        held[int(each.extremes.argmax())] += 1
+    return sorted(int(i) for i in torch.topk(held, min(count, samples)).indices)
+
+
 def warning(ranges: list[Range], samples: int) -> str | None:
     """Return what to say about a calibration that fixes its ranges badly, or None.
 
