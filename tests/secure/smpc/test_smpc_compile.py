@@ -21,7 +21,7 @@ from secure.smpc import (
 from secure.smpc._reference import reference as _reference
 from secure.smpc.plan import as_fields
 from tests.secure.smpc.tiny import TinyTower, tiny
-from tests.secure.smpc.towers import MODELS, captions, patches
+from tests.secure.smpc.towers import DINO, MODELS, VISION, captions, images, patches
 
 pytestmark = pytest.mark.filterwarnings("ignore:the calibration is thin")
 
@@ -300,3 +300,116 @@ def test_wrong_token_ids_are_refused():
     ]:
         with pytest.raises(ParameterError, match=message):
             infer(plan, {"input_ids": bad}, Query("embedding"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "give their embeddings"),
+        (torch.zeros(3, 5), "of length 1"),
+        (torch.full((3, 5), 1e6), "of length 1"),
+        (torch.full((3, 5), math.nan), "of length 1"),
+        (torch.eye(5)[:2], "shape"),
+    ],
+)
+@pytest.mark.parametrize("reveal", ["scores", "top"])
+def test_m8_labels_that_are_missing_or_not_of_length_one_are_refused(reveal, labels, message):
+    _, batch, plan = tiny()
+    with pytest.raises(ParameterError, match=message):
+        infer(plan, {"features": batch[:1]}, Query(reveal, labels=3), labels)
+
+
+def test_m8_labels_of_half_precision_are_brought_to_length_one():
+    model, batch, plan = tiny()
+    labels = nn.functional.normalize(torch.randn(7, 5), dim=-1)
+    output = nn.functional.normalize(model(batch[:4]).detach().double(), dim=-1)
+    result = infer(
+        plan, {"features": batch[:4]}, Query("scores", labels=7, batch=4), labels.bfloat16()
+    )
+    exact = nn.functional.normalize(labels.bfloat16().double(), dim=-1)
+    assert float((result.value - output @ exact.T).abs().max()) < 1e-3
+
+
+def test_labels_for_a_query_without_labels_are_refused():
+    _, batch, plan = tiny()
+    with pytest.raises(ParameterError, match="has no labels"):
+        infer(plan, {"features": batch[:1]}, Query("scores"), torch.eye(5))
+
+
+def test_m8_a_classifier_of_one_class_reveals_its_score():
+    from tests.secure.smpc.tiny import _tiny
+
+    class OneClass(TinyTower):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 1)
+
+    register("OneClass")(_tiny)
+    torch.manual_seed(0)
+    model, batch = OneClass().eval(), torch.randn(16, 4, 16)
+    with torch.no_grad():
+        scores = model(batch)
+        # A score that passes through zero: its length has no range.
+        model.head.bias.sub_(scores[0])
+        scores = model(batch).double()
+    plan = compile(model, batch)
+    assert plan.program.length is None
+    for query in (Query("scores", batch=16), Query("embedding", batch=16)):
+        found = infer(plan, {"features": batch}, query).value
+        assert float((found - scores).abs().max()) < 1e-3
+    best = infer(plan, {"features": batch[:2]}, Query("top", batch=2)).value
+    assert best.tolist() == [[0], [0]]
+    with pytest.raises(ParameterError, match="cosines need"):
+        infer(plan, {"features": batch[:1]}, Query("scores", labels=1), torch.ones(1, 1))
+
+
+def test_outputs_too_large_to_rank_are_refused():
+    torch.manual_seed(0)
+    model, batch = TinyTower().eval(), torch.randn(16, 4, 16)
+    with torch.no_grad():
+        model.head.weight.mul_(1e5)
+    plan = compile(model, batch)
+    with pytest.raises(ParameterError, match="too large to rank"):
+        infer(plan, {"features": batch[:1]}, Query("top"))
+
+
+def test_m7_models_without_a_mapping_say_what_is_missing():
+    import transformers as hf
+
+    shape = {k: v for k, v in VISION.items() if k != "num_labels"}
+    for model, part in (
+        (hf.DeiTModel(hf.DeiTConfig(**shape)), "distillation token"),
+        (hf.BeitModel(hf.BeitConfig(**shape)), "relative positions"),
+    ):
+        with pytest.raises(UnsupportedModuleError, match=part):
+            compile(model.eval(), images())
+
+
+def test_m7_swiglu_is_named():
+    import transformers as hf
+
+    model = hf.Dinov2Model(hf.Dinov2Config(use_swiglu_ffn=True, **DINO)).eval()
+    with pytest.raises(UnsupportedModuleError, match="has no fc1, fc2"):
+        compile(model, images())
+
+
+@pytest.mark.parametrize("activation", [nn.SELU, nn.SiLU, nn.ReLU])
+def test_m8_activations_without_a_series_are_named(activation):
+    model = TinyTower().eval()
+    model.block.mlp.act = activation()
+    with pytest.raises(UnsupportedModuleError, match="no series for this activation"):
+        compile(model, torch.randn(2, 4, 16))
+
+
+def test_batches_that_do_not_fit_together_are_refused():
+    model = MODELS["minilm"][0]().eval()
+    ids = captions()["input_ids"]
+    for bad in ({"input_ids": ids, "attention_mask": torch.ones(3, 9)}, {"input_ids": ids[:0]}, {}):
+        with pytest.raises(ParameterError, match="as many inputs|not empty"):
+            compile(model, bad)
+    with pytest.raises(ParameterError, match="'text' is a str"):
+        compile(model, {"text": "a dog"})
+    with pytest.raises(ParameterError, match="model itself can't run"):
+        compile(model, {"pixel_values": torch.randn(2, 3, 16, 16)})
+    with pytest.raises(ParameterError, match=r"model itself can't run|tokens for 16 positions"):
+        compile(model, {"input_ids": torch.randint(3, 58, (2, 17))})

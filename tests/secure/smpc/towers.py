@@ -57,6 +57,13 @@ def patches():
     }
 
 
+def _with_registers():
+    model = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(num_register_tokens=3, **DINO))
+    # Made as zeros; a trained model's are not.
+    nn.init.normal_(model.embeddings.register_tokens)
+    return model
+
+
 MODELS = {
     "clip-image": (
         lambda: hf.CLIPVisionModelWithProjection(
@@ -106,12 +113,7 @@ MODELS = {
         captions,
     ),
     "dinov2": (lambda: hf.Dinov2Model(hf.Dinov2Config(**DINO)), images),
-    "dinov2-registers": (
-        lambda: hf.Dinov2WithRegistersModel(
-            hf.Dinov2WithRegistersConfig(num_register_tokens=3, **DINO)
-        ),
-        images,
-    ),
+    "dinov2-registers": (_with_registers, images),
     "roberta": (lambda: hf.RobertaModel(hf.RobertaConfig(**ROBERTA)), roberta_captions),
     "xlm-roberta": (
         lambda: hf.XLMRobertaModel(hf.XLMRobertaConfig(**ROBERTA), add_pooling_layer=False),
