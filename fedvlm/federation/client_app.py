@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.protection import protect_client, settings_of
+from fedvlm.federation.roll import own_number, tell_number
 from fedvlm.federation.task import Task, load_task
 
 VECTOR = "adapter"
@@ -26,6 +27,12 @@ def _canary(task: Task, before: NDArray[np.float32], client: int, server_round: 
     from fedvlm.federation.private_client import encode_update
 
     return encode_update(task, update, client, server_round)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Tell the node's number: all that the server needs to draw clients by the seed."""
+    return tell_number(message, own_number(context))
 
 
 @app.train()

@@ -20,6 +20,7 @@ from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.protection import protected
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
+from fedvlm.federation.roll import Roll
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
 from fedvlm.federation.task import Progress, Task, load_task, quiet
 from fedvlm.federation.transcript import Transcript
@@ -43,11 +44,12 @@ def _federate(
     # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     logging.getLogger("flwr").setLevel(logging.ERROR)
     inner = inner_strategy(config)
+    roll = Roll(config.nodes)
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.private import private_strategy
 
-        private = private_strategy(inner, task)
+        private = private_strategy(inner, task, roll)
     history: list[dict[str, Any]] = []
     vector = task.initial
     if resume and out is not None:
@@ -67,7 +69,7 @@ def _federate(
             planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
         transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
-    strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
+    strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
 
     def keep(vector: NDArray[np.float32]) -> None:
         if out is not None:

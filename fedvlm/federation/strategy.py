@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, IntegrityError
 from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
@@ -89,6 +90,7 @@ class FederationStrategy(WrappingStrategy):
         schema: Hash of the adapter's schema, sent with every message.
         rounds_done: Rounds of an earlier run that this one goes on from.
         transcript: Where to keep what the server saw, or None.
+        roll: Knows the nodes' numbers; one of its own where None.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class FederationStrategy(WrappingStrategy):
         schema: str,
         rounds_done: int = 0,
         transcript: Transcript | None = None,
+        roll: Roll | None = None,
     ) -> None:
         super().__init__(inner)
+        self._roll = roll or Roll(config.nodes)
         self.costs: dict[int, RoundCost] = {}
         self._config = config
         self._schema = schema
@@ -108,12 +112,14 @@ class FederationStrategy(WrappingStrategy):
         self._download_bytes = 0
 
     def _draw(self, server_round: int, grid: Grid) -> list[int]:
-        nodes = sorted(grid.get_node_ids())
+        nodes = self._roll.call(grid)
         if self._config.dp == "client":
             return nodes  # drawn by secret coins further in, never by the experiment's seed
         count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
         rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
-        return sorted(rng.choice(nodes, size=min(count, len(nodes)), replace=False).tolist())
+        # Places, never ids: NumPy makes floats of a list of ids on both sides of 2^63.
+        drawn = rng.choice(len(nodes), size=min(count, len(nodes)), replace=False)
+        return [nodes[place] for place in sorted(drawn.tolist())]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -152,7 +158,7 @@ class FederationStrategy(WrappingStrategy):
                 f"{MIN_CLIENTS}; an average of one client is that client's own update"
             )
         if self._transcript is not None:
-            self._transcript.replies(number, good)
+            self._transcript.replies(number, good, self._roll.number)
         start = time.perf_counter()
         arrays, metrics = self.inner.aggregate_train(number, batch)
         seconds = time.perf_counter() - start

@@ -6,6 +6,7 @@ adapter. Every client sees the global adapter that it is sent.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class Transcript:
 
     One `round-NNN.npz` a round: `global_adapter` (P,) float32, which every party saw, and, only
     where aggregation is plain, `updates` (K, P) float32, the adapters that the server saw one by
-    one, with `clients` (K,) their node ids and `num_examples` (K,). `index.json` says which
+    one, with `clients` (K,) int64, each client's number from 1 whatever engine ran it, `node_ids`
+    (K,) uint64, Flower's, and `num_examples` (K,). `index.json` says which
     party saw which, and names the canaries, which nobody but their planter knows. The last global
     adapter is the released one, in `adapter/`.
 
@@ -60,8 +62,16 @@ class Transcript:
         """Keep the adapter that a round starts from."""
         self._current = vector
 
-    def replies(self, server_round: int, replies: list[Message]) -> None:
-        """Keep what the server received in a round; nothing where nobody was drawn."""
+    def replies(
+        self, server_round: int, replies: list[Message], number: Callable[[int], int]
+    ) -> None:
+        """Keep what the server received in a round; nothing where nobody was drawn.
+
+        Args:
+            server_round: Round, from 1.
+            replies: What came, without errors.
+            number: Returns the number, from 0, of a node.
+        """
         columns: dict[str, NDArray] = {}
         if self._current is not None:
             columns["global_adapter"] = self._current
@@ -71,7 +81,9 @@ class Transcript:
             examples = [c.metric_records["metrics"]["num-examples"] for c in contents]
             columns["updates"] = np.stack(vectors)
             columns["num_examples"] = np.array(examples)
-            columns["clients"] = np.array([reply.metadata.src_node_id for reply in replies])
+            nodes = [reply.metadata.src_node_id for reply in replies]
+            columns["clients"] = np.array([number(node) + 1 for node in nodes], dtype=np.int64)
+            columns["node_ids"] = np.array(nodes, dtype=np.uint64)
         path = self._folder / f"round-{server_round:03d}.npz"
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # pyright: ignore[reportArgumentType]

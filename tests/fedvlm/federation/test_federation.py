@@ -157,7 +157,7 @@ def test_a_client_that_fails_is_left_out(small_run):
     strategy, task = _strategy(config)
 
     def flaky(message, context):
-        if context.node_id == 2:
+        if context.node_config["partition-id"] == 1:
             raise RuntimeError("secret of client 2")
         return app(message, context)
 
@@ -167,7 +167,7 @@ def test_a_client_that_fails_is_left_out(small_run):
 
 def test_the_server_does_not_learn_why_a_client_failed(small_run):
     grid = InProcessGrid(lambda m, c: 1 / 0, 1)
-    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    message = Message(RecordDict(), dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.error.reason == "client app failed"
 
@@ -177,7 +177,7 @@ def test_one_client_s_update_is_no_average(small_run):
     strategy, task = _strategy(config)
 
     def alone(message, context):
-        if context.node_id != 1:
+        if context.node_config["partition-id"] != 0:
             raise RuntimeError
         return app(message, context)
 
@@ -209,10 +209,10 @@ def test_a_client_refuses_an_adapter_of_another_schema(small_run):
         }
     )
     grid = InProcessGrid(app, config.clients, config.to_run_config())
-    message = Message(content, dst_node_id=1, message_type="train")
+    message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
-    assert isinstance(grid.errors[1], IntegrityError)
+    assert isinstance(grid.errors[grid.node_ids[0]], IntegrityError)
 
 
 def test_a_client_s_own_error_is_shown_in_a_simulation(small_run, monkeypatch):
@@ -236,13 +236,13 @@ def test_messages_are_copies(small_run):
 
     grid = InProcessGrid(keep, 2)
     content = RecordDict({"m": MetricRecord({"x": 1})})
-    message = Message(content, dst_node_id=1, message_type="train")
+    message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     seen[0].content["m"]["x"] = 5
     assert content["m"]["x"] == 1
     assert reply.content["m"]["x"] == 1
-    assert "count" in grid.contexts[1].state
-    assert "count" not in grid.contexts[2].state
+    assert "count" in grid.contexts[grid.node_ids[0]].state
+    assert "count" not in grid.contexts[grid.node_ids[1]].state
 
 
 @pytest.mark.parametrize("protect", ["secagg", "secagg-active"])
@@ -294,7 +294,9 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
     settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
     content = RecordDict({"arrays": arrays, "config": settings})
     grid = InProcessGrid(app, config.clients, config.to_run_config())
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+    (reply,) = grid.send_and_receive(
+        [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
+    )
     assert reply.has_error()
     assert reply.error.reason.startswith("secagg: ")
 
