@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.records import VECTOR
 from fedvlm.files import whole_file
 
 FILE = "checkpoint.npz"

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.client_app import VECTOR
-from fedvlm.federation.private import PrivateStrategy, one_reply
+from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
+from fedvlm.federation.records import VECTOR, one_reply
 from fedvlm.privacy import Ledger
 
 if TYPE_CHECKING:

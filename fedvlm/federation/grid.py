@@ -84,7 +84,11 @@ class InProcessGrid(Grid):
             node: Context(
                 run_id=_RUN_ID,
                 node_id=node,
-                node_config={"partition-id": number, "num-partitions": nodes},
+                node_config={
+                    "partition-id": number,
+                    "num-partitions": nodes,
+                    "simulated": True,  # everybody's data are in this process anyway
+                },
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )

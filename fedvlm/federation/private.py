@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
+from fedvlm.federation.records import VECTOR, one_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
@@ -30,17 +30,6 @@ from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
 
 OnPaid = Callable[[NDArray[np.float32]], None]
-
-
-def one_reply(vector: NDArray[np.float32]) -> Message:
-    """Return a reply that carries an adapter, for a strategy that is to see nothing else."""
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({VECTOR: Array(vector)}),
-            "metrics": MetricRecord({"num-examples": 1}),
-        }
-    )
-    return Message(content, dst_node_id=0, message_type="train")
 
 
 class PrivateStrategy(WrappingStrategy):

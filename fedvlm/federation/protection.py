@@ -1,23 +1,29 @@
 """How updates are summed: the seam behind which secure aggregation or HE takes its place."""
 
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.serverapp.strategy import Strategy
 
 from fedvlm.config import SimulationConfig, config_from
-from fedvlm.errors import ConfigError
+from fedvlm.errors import BudgetExceeded, ConfigError
+from fedvlm.federation.floor import REFUSALS, RefusedError
+from fedvlm.federation.node import Node, node_of, simulated
 from fedvlm.federation.roll import QUERY
-from fedvlm.federation.task import load_task
+
+log = logging.getLogger("fedvlm")
 
 # Keys of the run config that name places, and decide no result.
 PLACES = ("out", "identities")
 # File of the clients' common key in the folder that `identities` names.
 HE_KEY = "he.key"
+_POLICY = "secagg-policy"
 _QUANTISATION_ERROR = 1e-5
 _MAX_EXAMPLES = 1_000
 
@@ -58,8 +64,12 @@ def _max_weight(config: SimulationConfig) -> int:
     return _MAX_EXAMPLES if config.dp == "none" else 1
 
 
-def secure_policy(config: SimulationConfig):
+def secure_policy(config: SimulationConfig, size: int | None = None):
     """Return the terms of secure aggregation for a configuration.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter, for distributed DP; loaded where None.
 
     Every party derives them from its own copy of the configuration: to a client they are the
     floor below which it refuses. The mean is weighted by examples, clamped at 1,000; under
@@ -77,7 +87,11 @@ def secure_policy(config: SimulationConfig):
     if config.dp == "distributed":
         from fedvlm.federation.distributed import distributed_policy
 
-        return replace(distributed_policy(config, load_task(config).view.size), mode=mode)
+        if size is None:
+            from fedvlm.federation.task import load_task
+
+            size = load_task(config).view.size
+        return replace(distributed_policy(config, size), mode=mode)
     return Policy(
         plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
         mode=mode,
@@ -107,22 +121,80 @@ def he_policy(config: SimulationConfig):
 def protect_client(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Answer as the configuration's protection asks; a mod for Flower's `ClientApp`."""
+    """Answer as the node's floor allows and the run's protection asks; a mod for a `ClientApp`.
+
+    Whatever goes wrong on a node leaves it as one of the fixed codes of `REFUSALS`: the text of an
+    exception may hold data. In a simulation it is raised, and shown.
+    """
     if message.metadata.message_type.partition(".")[0] == QUERY:
         return call_next(message, context)  # the app tells its number there, and nothing else
-    config = settings_of(context)
+    try:
+        node = node_of(context)
+        try:
+            config = settings_of(context)
+        except ConfigError as error:
+            raise RefusedError("terms", f"the run's configuration is none: {error}") from error
+        node.agree(config)
+        return _answer(node, config, message, context, call_next)
+    except Exception as error:
+        if simulated(context):
+            raise
+        code = refusal(error)
+        log.error("this node refused (%s): %s", code, error, exc_info=code == "node")
+        return Message(Error(REFUSALS[code], f"node: {code}"), reply_to=message)
+
+
+def refusal(error: Exception) -> str:
+    """Return the code that an error leaves a node as."""
+    if isinstance(error, RefusedError):
+        return error.code
+    if isinstance(error, BudgetExceeded):
+        return "budget"
+    return "node"
+
+
+def _answer(
+    node: Node,
+    config: SimulationConfig,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
     if config.protect == "plain":
         return call_next(message, context)
-    place = str(context.run_config.get("identities", ""))
+    place = str(context.run_config.get("identities", "")) if node.simulated else ""
     if config.protect == "he":
         from secure.he.flower import he_mod
 
-        mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else None)
+        mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else node.he_key)
         return mod(message, context, call_next)
     from secure.aggregation.flower import secagg_mod
 
-    mod = secagg_mod(secure_policy(config), Path(place) if place else None)
+    if node.identity is not None and node.roster is not None:
+        # Where the mod looks for them: the node's own configuration, which no message reaches.
+        context.node_config["secagg-identity"] = str(node.identity)
+        context.node_config["secagg-roster"] = str(node.roster)
+    mod = secagg_mod(client_policy(config, context), Path(place) if place else None)
     return mod(message, context, call_next)
+
+
+def client_policy(config: SimulationConfig, context: Context):
+    """Return a client's terms of secure aggregation, made once in a round.
+
+    Under distributed DP they depend on the adapter's size, for which the model must be loaded; so
+    the terms of the first trip are kept in the client's own state for the others.
+    """
+    if config.dp != "distributed":
+        return secure_policy(config)
+    from secure.aggregation import Policy
+
+    name = hashlib.sha256(repr(config).encode()).hexdigest()
+    kept = context.state.config_records.get(_POLICY)
+    if kept is not None and kept.get("config") == name:
+        return Policy.from_fields({k: v for k, v in kept.items() if k != "config"})
+    policy = secure_policy(config, node_of(context).task(config).view.size)
+    context.state[_POLICY] = ConfigRecord({**policy.to_fields(), "config": name})
+    return policy
 
 
 def _report(history: list[Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from fedvlm.adapters import save_adapter
 from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
-from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.protection import protected
+from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
 from fedvlm.federation.roll import Roll

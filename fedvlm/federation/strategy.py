@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, IntegrityError
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.records import VECTOR
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Transcript

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedvlm.adapters.spec import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
-from fedvlm.training.settings import LocalSettings
 
 _CHOICES = {
     "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
@@ -62,6 +62,8 @@ class SimulationConfig:
         adaptive: Whether the clip of client-level DP follows the median of the updates' norms.
         weight_cap: Examples at which a client's weight under client-level DP is full: it weighs
             min(examples, cap) / cap, so that the clip stays the sensitivity; 0 weighs all alike.
+        mean_pairs: The clients' mean number of pairs, a public fact that example-level DP is
+            planned from; 0 counts them, which only a simulation can.
         simulated_noise: Draw noise from the seed, for experiments: reproducible, protects nobody.
         references: Whether to compute zero-shot, local-only and central beside the federation.
         reference_epochs: Passes of the local-only and the central reference over their data.
@@ -102,6 +104,7 @@ class SimulationConfig:
     clip_norm: float = 1.0
     adaptive: bool = False
     weight_cap: int = 0
+    mean_pairs: int = 0
     simulated_noise: bool = False
     references: bool = True
     reference_epochs: int = 6
@@ -120,6 +123,7 @@ class SimulationConfig:
             ("seed", 0),
             ("workers", 0),
             ("weight_cap", 0),
+            ("mean_pairs", 0),
             ("rounds", 1),
             ("clients", 2),
             ("reference_epochs", 1),
@@ -164,6 +168,11 @@ class SimulationConfig:
     def nodes(self) -> int:
         """All that take part in the protocol: clients, and canaries that are clients."""
         return self.clients + self.canary_clients
+
+    @property
+    def cohort(self) -> int:
+        """How many are asked in a round, as long as all are there; at least 2."""
+        return max(2, round(self.fraction * self.nodes))
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""
