@@ -146,9 +146,17 @@ class NodeLedger:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         kept = json.loads(text)
-    except (ValueError, RecursionError):
-        kept = None
-    if not isinstance(kept, dict):
+        events, runs = kept.get("events", {}), kept.get("runs", {})
+        fine = (
+            type(kept.get("answers", 0)) is int
+            and kept.get("answers", 0) >= 0
+            and all(isinstance(kept.get(key, []), list) for key in ("last", "simulated"))
+            and all(isinstance(each, list) for each in events.values())
+            and all(isinstance(each, list) for run in runs.values() for each in run.values())
+        )
+    except (ValueError, RecursionError, AttributeError):
+        fine = False
+    if not fine:
         raise IntegrityError(
             f"{where} is not the ledger that this node wrote; put the file right, or give the node "
             "another folder and other data"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
-from fedvlm.federation.records import VECTOR, one_reply
+from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
@@ -258,21 +258,16 @@ class ClientLevelStrategy(PrivateStrategy):
         A NaN counts as zero too, further on: no client can stop the round, or make its presence
         known by an error.
         """
-        try:
-            vector = reply.content.array_records["arrays"][VECTOR].numpy()
-            if vector.shape == self._global.shape and vector.dtype.kind == "f":
-                return vector - self._global
-        except (KeyError, ValueError, TypeError):
-            pass  # what came can't be read
-        return np.zeros_like(self._global)
+        read = read_reply(reply, self._global.size, ())
+        return np.zeros_like(self._global) if read is None else read[0] - self._global
 
     def _weight(self, reply: Message) -> float:
         """Return a client's weight in [0, 1]; what it says of itself can't raise it above 1."""
         cap = self.config.weight_cap
         if not cap:
             return 1.0
-        told = next(iter(reply.content.metric_records.values()), {}).get("num-examples", 0)
-        return min(float(told), cap) / cap if isinstance(told, int | float) else 0.0
+        read = read_reply(reply, self._global.size)
+        return 0.0 if read is None else min(read[1][EXAMPLES], cap) / cap
 
     @property
     def clip_norm(self) -> float:
@@ -330,5 +325,5 @@ def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy |
     if task.config.dp == "distributed":
         from fedvlm.federation.distributed import DistributedStrategy
 
-        return DistributedStrategy(inner, task.config, task.view.size)
+        return DistributedStrategy(inner, task.config, task.view.size, roll)
     return None

@@ -19,13 +19,14 @@ from fedvlm.federation.roll import QUERY
 
 log = logging.getLogger("fedvlm")
 
-# Keys of the run config that name places, and decide no result.
-PLACES = ("out", "identities")
+# Keys of the run config that say where and how it runs, and decide no result.
+PLACES = ("out", "identities", "resume")
 # File of the clients' common key in the folder that `identities` names.
 HE_KEY = "he.key"
 _POLICY = "secagg-policy"
 _QUANTISATION_ERROR = 1e-5
 _MAX_EXAMPLES = 1_000
+_LEAST_SECURE = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
     """
     from secure.aggregation import Policy, plan
 
-    if config.clients < 3:
+    if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
     mode = "active" if config.protect == "secagg-active" else "semi-honest"
     if config.dp == "distributed":
@@ -92,13 +93,16 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
 
             size = load_task(config).view.size
         return replace(distributed_policy(config, size), mode=mode)
-    return Policy(
+    _fits(config, _LEAST_SECURE)
+    terms = Policy(
         plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
         mode=mode,
         clip=False,
         weighting="examples",
         max_weight=_max_weight(config),
     )
+    # The planned cohort's quorum: whom a server picks for a smaller one may be all on its side.
+    return replace(terms, min_clients=terms.sharing(config.cohort).quorum)
 
 
 def he_policy(config: SimulationConfig):
@@ -115,7 +119,23 @@ def he_policy(config: SimulationConfig):
     if config.clients < 3:
         raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
     weight = _max_weight(config)
-    return HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=weight)
+    policy = HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=weight)
+    _fits(config, policy.quorum)
+    return policy
+
+
+def _fits(config: SimulationConfig, least: int) -> None:
+    """Refuse what no round could ever satisfy, before a message is sent.
+
+    Raises:
+        ConfigError: Fewer clients are asked in a round than the protection sums.
+    """
+    if config.cohort < least:
+        raise ConfigError(
+            f"protect = {config.protect!r} sums at least {least} clients, and a round asks "
+            f"{config.cohort} (fraction {config.fraction:g} of {config.nodes}); raise fraction or "
+            "clients"
+        )
 
 
 def protect_client(
@@ -221,6 +241,15 @@ def _report(history: list[Any]) -> dict[str, Any]:
     }
 
 
+def _changed(config: SimulationConfig, most: int) -> dict[str, Any]:
+    """Say what a protection does to weights and updates that plain FedAvg doesn't."""
+    if config.dp == "distributed":
+        return {"weights": "uniform", "clip": f"to norm {config.clip_norm:g}, by each client"}
+    weights = f"by examples, up to {most:,}" if config.dp == "none" else "uniform"
+    clip = f"none; beyond {config.update_bound:g} in a parameter a client is left out"
+    return {"weights": weights, "clip": clip}
+
+
 def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     """Wrap a Flower strategy in the protection that the configuration asks for.
 
@@ -229,13 +258,20 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     also when it doesn't. Under `he` the server adds ciphertexts, and one client decrypts the sum.
     """
     if config.protect == "plain":
-        return Protected(inner, config.protect, {"server_sees": "every client's adapter"})
+        weights = "by examples" if config.dp == "none" else "uniform"
+        if config.dp == "client" and config.weight_cap:
+            weights = f"by examples, up to {config.weight_cap}"
+        clip = f"to norm {config.clip_norm:g}" if config.dp == "client" else "none"
+        told = {"server_sees": "every client's adapter", "weights": weights, "clip": clip}
+        return Protected(inner, config.protect, told)
     if config.protect == "he":
         return _encrypted(inner, config)
     from secure.aggregation.flower import SecAggStrategy
 
     policy = secure_policy(config)
-    strategy = SecAggStrategy(inner, policy)
+    strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.trip_timeout)
+    if config.dp == "distributed":  # the protocol counts its summands, not the clients' metrics
+        inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)
     return Protected(
         strategy,
@@ -250,7 +286,9 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
             "neighbours": sharing.neighbours,
             "threshold": sharing.threshold,
             "quorum": sharing.quorum,
+            "min_clients": policy.min_clients,
             "max_examples": policy.max_weight,
+            **_changed(config, policy.max_weight),
         },
         lambda: _report(strategy.history),
     )
@@ -261,7 +299,7 @@ def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
     from secure.he.flower import HESumStrategy
 
     policy = he_policy(config)
-    strategy = HESumStrategy(inner, policy)
+    strategy = HESumStrategy(inner, policy, config.trip_timeout)
     params = policy.params
     return Protected(
         strategy,
@@ -278,6 +316,7 @@ def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
             "bytes_per_parameter": policy.bytes_per_parameter,
             "quorum": policy.quorum,
             "max_examples": policy.max_weight,
+            **_changed(config, policy.max_weight),
         },
         lambda: _report(strategy.history) | {"noise_of_sum": strategy.noise},
     )

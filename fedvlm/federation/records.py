@@ -18,6 +18,7 @@ EXAMPLES = "num-examples"
 MOST_EXAMPLES = 1 << 31
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MOST_METRIC = 1e12
+_MOST_VALUE = 1e9  # beyond it squares, which server optimisers take, leave float32
 
 
 def one_reply(
@@ -41,8 +42,8 @@ def read_vector(array: object, size: int) -> NDArray[np.float32] | None:
         size: P, the length that is expected.
 
     Returns:
-        Shape (P,), float32, finite; None for anything else. Never an exception, and never more
-        memory than a few times the vector's.
+        Shape (P,), float32, each of a magnitude up to 1e9; None for anything else. Never an
+        exception, and never more memory than a few times the vector's.
     """
     if not isinstance(array, Array) or not isinstance(array.data, bytes):
         return None
@@ -57,37 +58,38 @@ def read_vector(array: object, size: int) -> NDArray[np.float32] | None:
     if len(data) != start + length + 4 * size:
         return None
     vector = np.frombuffer(data, dtype="<f4", offset=start + length).astype(np.float32)
-    return vector if np.isfinite(vector).all() else None
+    # Written so that a NaN is refused.
+    return vector if size == 0 or np.abs(vector).max() <= _MOST_VALUE else None
 
 
 def read_reply(
-    message: Message, size: int
+    message: Message, size: int, metrics: tuple[str, ...] = (EXAMPLES,)
 ) -> tuple[NDArray[np.float32], dict[str, int | float]] | None:
     """Read a client's answer to `train`: its adapter and its metrics.
 
     Args:
         message: What came.
         size: Parameters P of the adapter.
+        metrics: What it must tell; what else it tells is not looked at.
 
     Returns:
-        Vector of shape (P,) and the metrics, `num-examples` among them, in (0, 2^31]; None where
+        Vector of shape (P,) and the metrics, of which `num-examples` is in (0, 2^31]; None where
         that isn't what came.
     """
     if message.has_error():
         return None
     try:
-        content = message.content
-        arrays, metrics = content.get("arrays"), content.get("metrics")
-        if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+        arrays, told = message.content.get("arrays"), message.content.get("metrics")
+        if not isinstance(arrays, ArrayRecord) or not isinstance(told, MetricRecord):
             return None
         vector = read_vector(arrays.get(VECTOR), size)
-        numbers = {name: _number(value) for name, value in metrics.items()}
+        numbers = {name: _number(told.get(name)) for name in metrics}
     except Exception:  # Flower's records make their contents when they are read
         return None
-    told = {name: number for name, number in numbers.items() if number is not None}
-    if vector is None or not 0 < told.get(EXAMPLES, 0) <= MOST_EXAMPLES:
+    found = {name: number for name, number in numbers.items() if number is not None}
+    if vector is None or len(found) < len(metrics):
         return None
-    return vector, told
+    return (vector, found) if 0 < found.get(EXAMPLES, 1) <= MOST_EXAMPLES else None
 
 
 def _number(value: object) -> int | float | None:

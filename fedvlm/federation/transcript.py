@@ -6,15 +6,31 @@ adapter. Every client sees the global adapter that it is sent.
 """
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedvlm.files import whole_file, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the server saw of a client in a round.
+
+    Attributes:
+        node: Flower's id.
+        number: The client's number, from 0.
+        vector: Shape (P,), float32: its adapter.
+        examples: What it says of its number of pairs.
+    """
+
+    node: int
+    number: int
+    vector: NDArray[np.float32]
+    examples: float
 
 
 class Transcript:
@@ -62,28 +78,21 @@ class Transcript:
         """Keep the adapter that a round starts from."""
         self._current = vector
 
-    def replies(
-        self, server_round: int, replies: list[Message], number: Callable[[int], int]
-    ) -> None:
+    def replies(self, server_round: int, seen: list[Seen]) -> None:
         """Keep what the server received in a round; nothing where nobody was drawn.
 
         Args:
             server_round: Round, from 1.
-            replies: What came, without errors.
-            number: Returns the number, from 0, of a node.
+            seen: What it could read, a client each.
         """
         columns: dict[str, NDArray] = {}
         if self._current is not None:
             columns["global_adapter"] = self._current
-        if self._plain and replies:
-            contents = [reply.content for reply in replies]
-            vectors = [content.array_records["arrays"]["adapter"].numpy() for content in contents]
-            examples = [c.metric_records["metrics"]["num-examples"] for c in contents]
-            columns["updates"] = np.stack(vectors)
-            columns["num_examples"] = np.array(examples)
-            nodes = [reply.metadata.src_node_id for reply in replies]
-            columns["clients"] = np.array([number(node) + 1 for node in nodes], dtype=np.int64)
-            columns["node_ids"] = np.array(nodes, dtype=np.uint64)
+        if self._plain and seen:
+            columns["updates"] = np.stack([each.vector for each in seen])
+            columns["num_examples"] = np.array([each.examples for each in seen])
+            columns["clients"] = np.array([each.number + 1 for each in seen], dtype=np.int64)
+            columns["node_ids"] = np.array([each.node for each in seen], dtype=np.uint64)
         path = self._folder / f"round-{server_round:03d}.npz"
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # pyright: ignore[reportArgumentType]
