@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 setup: $(STAMP) ## make .venv and install the library with all its parts
 
 demo: $(STAMP) ## federate LoRA adapters over ten clients, print and save what was gained
-	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo $(ARGS)
+	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo --overwrite $(ARGS)
 	$(BIN)/fedvlm report runs/demo
 
 lint: $(STAMP) ## format, rules and types

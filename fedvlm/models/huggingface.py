@@ -30,7 +30,7 @@ class HuggingFaceProcessor:
     """A Hugging Face tokenizer and image processor behind this library's protocol."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, max_length: int, masked: bool) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.image_processor = image_processor
         self._max_length = max_length
         # SigLIP reads the last place and was trained without a mask. With one, padding would be
@@ -48,7 +48,7 @@ class HuggingFaceProcessor:
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return ids and, for CLIP where the tokenizer makes one, mask: shape (C, L), int64."""
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             list(captions),
             # SigLIP was trained on captions padded to the full length; CLIP ignores what follows
             # the end token, so this is right for both.

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
+from fedvlm.models.hashing import tokenizer_hash, weights_hash
 from fedvlm.models.vlm import VLM
 
 
@@ -36,6 +38,24 @@ class Processor(Protocol):
         """Return ids and mask of captions, shape (C, L), int64."""
         ...
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer behind `texts`, for `tokenizer_hash`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelHashes:
+    """Which base model this is.
+
+    Attributes:
+        weights: `weights_hash` of the base model.
+        tokenizer: `tokenizer_hash` of its tokenizer.
+    """
+
+    weights: str
+    tokenizer: str
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -50,3 +70,8 @@ class LoadedModel:
     vlm: VLM
     processor: Processor
     name: str
+
+    @cached_property
+    def hashes(self) -> ModelHashes:
+        """Hashes of the base model and its tokenizer; an adapter doesn't change them."""
+        return ModelHashes(weights_hash(self.vlm), tokenizer_hash(self.processor.tokenizer))
