@@ -24,7 +24,7 @@ from fedvlm.federation.private_client import all_pairs, example_settings, noise_
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
 from fedvlm.federation.wrapping import WrappingStrategy
-from fedvlm.privacy import Ledger, plan, poisson_sample
+from fedvlm.privacy import Ledger, Relation, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
 
@@ -55,6 +55,7 @@ class PrivateStrategy(WrappingStrategy):
     """
 
     unit = "client"
+    relation = Relation.ADD_OR_REMOVE
 
     def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
         super().__init__(inner)
@@ -81,6 +82,7 @@ class PrivateStrategy(WrappingStrategy):
         """Return the entry `privacy` of a result."""
         return {
             "unit": self.unit,
+            "neighboring_relation": self.relation.value,
             "epsilon": self.spent(),
             "delta": self.config.delta,
             "simulated_noise": self.config.simulated_noise,
