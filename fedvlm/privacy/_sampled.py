@@ -1,9 +1,9 @@
 """Bounds on Poisson-sampled Gaussian releases: three ways, none of which is always the tightest.
 
-*Rényi* (Mironov et al. 2019) is quick and holds its own where steps are many and rates small. *Coins
-told* gives the observer the coins of the unit and is exact but for that: with little noise they show
-anyway. *PLD* (Doroshenko et al. 2022) is the tightest in between; its grid is chosen so that a plan
-takes seconds and little memory at any noise.
+*Rényi* (Mironov et al. 2019) is quick and holds its own where steps are many and rates small.
+*Coins told* gives the observer the coins of the unit and is exact but for that: with little noise
+they show anyway. *PLD* (Doroshenko et al. 2022) is the tightest in between; its grid is chosen so
+that a plan takes seconds and little memory at any noise.
 """
 
 import math

@@ -1,15 +1,16 @@
 """How far Skellam noise is from a Gaussian that was processed further, and no farther.
 
 Rounding X + W to integers, X a Gaussian and W a number of three values, is post-processing of a
-Gaussian release. With the right W the cumulants of that law are Skellam's up to the seventh, nearly,
-at a cost of √(μ/9.62) of the variance μ: of a thousandth at μ = 10^5. What is left is bounded by the
-ratio of the two laws, coordinate by coordinate, whatever the vectors are that the noise hides:
+Gaussian release. With the right W the cumulants of that law are Skellam's up to the seventh,
+nearly, at a cost of √(μ/9.62) of the variance μ: of a thousandth at μ = 10^5. What is left is
+bounded by the ratio of the two laws, coordinate by coordinate, whatever the vectors are that the
+noise hides:
 
     δ(ε) ≤ e^R · (δ_Gauss(ε − 2R) + e^ε τ) + τ
 
 where R bounds the logarithm of the ratio over all coordinates of all releases, but for a chance τ.
-Rényi's curve of the Skellam law (Agarwal et al. 2021) gives away about a sixth of ε in the step from
-Rényi DP to (ε, δ); this does not.
+Rényi's curve of the Skellam law (Agarwal et al. 2021) gives away about a sixth of ε in the step
+from Rényi DP to (ε, δ); this does not.
 """
 
 import math

@@ -11,7 +11,6 @@ from fedvlm.errors import ConfigError
 from fedvlm.privacy.mechanisms import GaussianMechanism
 from fedvlm.privacy.noise import NoiseSource
 
-
 # More than the rounding of a norm over 10^9 entries.
 _MARGIN = 1e-12
 
