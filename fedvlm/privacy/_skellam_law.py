@@ -19,7 +19,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -106,6 +105,12 @@ def skellam_log_tail(variance: float, k: float) -> float:
     return math.log(2) + variance * x * x / (1 + math.hypot(1, x)) - k * math.asinh(x)
 
 
+def _log_sum(values: Floats) -> float:
+    """Return log Σ e^value, whatever the values' size."""
+    most = float(values.max())
+    return most + math.log(float(np.exp(values - most).sum()))
+
+
 @dataclass(frozen=True)
 class Slack:
     """What a Gaussian's δ must be widened by.
@@ -156,8 +161,8 @@ def slack(variance: float, draws: int, log_failure: float) -> Slack | None:
     found = draws * most
     for factor in (1e-4, 1e-3, 1e-2, 0.1, 1.0, 5.0):
         rate = factor / most
-        up = float(logsumexp(weights + skellam + rate * r))
-        down = float(logsumexp(weights + processed - rate * r))
+        up = _log_sum(weights + skellam + rate * r)
+        down = _log_sum(weights + processed - rate * r)
         moment = max(up, down, 0.0) + (1 + rate) * _FLOAT_ERROR
         found = min(found, (draws * moment - log_failure + math.log(2)) / rate)
     return Slack(found, math.exp(log_failure))
