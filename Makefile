@@ -12,7 +12,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench clean
+.PHONY: help setup demo test test-slow mutate lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,9 @@ test: lint ## lint, types and the fast tests
 
 test-slow: $(STAMP) ## the long tests: Ray, SuperLink, whole federations
 	$(BIN)/pytest -m slow $(ARGS)
+
+mutate: $(STAMP) ## put deliberate faults in, one at a time, and list those that no test notices
+	$(BIN)/python -m simulations.mutate --out runs/mutation.json $(ARGS)
 
 docs: $(STAMP) ## build the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -18,7 +18,7 @@ from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
 from fedvlm.federation.records import VECTOR, one_reply
 from fedvlm.federation.roll import Roll
-from fedvlm.privacy import Ledger
+from fedvlm.privacy import Ledger, Relation
 
 log = logging.getLogger("fedvlm")
 
@@ -61,10 +61,12 @@ class DistributedStrategy(PrivateStrategy):
     Guarantees:
         Client-level DP, as the ledger says, of the sum that the server gets, against the server
         too, as long as it gets sums of at least `least_noised` honest clients only: that is
-        what the secure aggregation below enforces.
+        what the secure aggregation below enforces. Neighbours differ in what one client sends, its
+        update or zero; who takes part is public.
     """
 
     unit = "client"
+    relation = Relation.ZERO_OUT
     aggregates_mean_only = True
 
     def __init__(

@@ -25,7 +25,7 @@ from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
 from fedvlm.federation.wrapping import WrappingStrategy
-from fedvlm.privacy import Ledger, plan, poisson_sample
+from fedvlm.privacy import Ledger, Relation, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
 
@@ -46,6 +46,7 @@ class PrivateStrategy(WrappingStrategy):
     """
 
     unit = "client"
+    relation = Relation.ADD_OR_REMOVE
 
     def __init__(self, inner: Strategy, config: SimulationConfig, roll: Roll | None = None) -> None:
         super().__init__(inner)
@@ -73,6 +74,7 @@ class PrivateStrategy(WrappingStrategy):
         """Return the entry `privacy` of a result."""
         return {
             "unit": self.unit,
+            "neighboring_relation": self.relation.value,
             "epsilon": self.spent(),
             "delta": self.config.delta,
             "simulated_noise": self.config.simulated_noise,
