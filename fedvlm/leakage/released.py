@@ -1,0 +1,110 @@
+"""What a private run released each round, and what it states that this is made of.
+
+The transcript keeps adapters. Where the server's step from a mean to the next adapter can be
+undone (FedAvg, FedAvgM), each round's noised sum follows from them; where the server saw single
+updates, so does the noise itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvlm.config import SimulationConfig
+from fedvlm.errors import IntegrityError
+from fedvlm.federation.result import Result
+from fedvlm.leakage.vantage import Record
+from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, clip
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Released:
+    """The noised sums of a run at client level.
+
+    Attributes:
+        totals: Shape (T, P): each round's sum of clipped updates, noise included.
+        sums: Shape (T, P): the clipped updates alone, where the server saw them; else None.
+        clip_norms: Shape (T,): C of each round, as stated.
+        stds: Shape (T,): the least standard deviation of the noise, as stated.
+        drawn: Shape (T, K), bool: who answered, where the server saw it; else None.
+        sample_rate: Chance of each client to be in a round, as stated.
+    """
+
+    totals: Array
+    sums: Array | None
+    clip_norms: Array
+    stds: Array
+    drawn: NDArray[np.bool_] | None
+    sample_rate: float
+
+
+def not_released(config: SimulationConfig) -> str:
+    """Return why no noised sum can be read off a run's transcript; empty where it can."""
+    if config.dp == "none":
+        return "no privacy is stated"
+    if config.dp == "example":
+        return (
+            "noise, clip and draws of DP-SGD: each step's noised sum passes through Adam on the "
+            "client, and is in no transcript"
+        )
+    if config.server_optimizer not in ("fedavg", "fedavgm"):
+        return (
+            f"noise and clip: the server's {config.server_optimizer} can't be undone from the "
+            "adapters"
+        )
+    return ""
+
+
+def means(adapters: NDArray[np.float32], config: SimulationConfig) -> Array:
+    """Undo the server's optimiser: shape (T, P), what the mean of each round would have added.
+
+    FedAvgM steps by −η·v_t with v_t = μ·v_{t−1} − mean_t, and v_1 = −mean_1.
+    """
+    steps = np.diff(adapters.astype(np.float64), axis=0)
+    if config.server_optimizer == "fedavgm":
+        steps /= config.server_learning_rate
+        steps[1:] -= config.server_momentum * steps[:-1].copy()
+    return steps
+
+
+def read_released(folder: Path, config: SimulationConfig, result: Result) -> Released:
+    """Read the noised sums of a run for which `not_released` is empty.
+
+    Raises:
+        ConfigError: The run kept no transcript.
+        IntegrityError: Transcript and result don't fit.
+    """
+    record, privacy = Record.read(folder), result.privacy or {}
+    steps = means(record.adapters, config)
+    entries = result.rounds[1:]
+    if len(entries) != len(steps):
+        raise IntegrityError(
+            f"{folder} reports {len(entries)} rounds, and its transcript keeps {len(steps)}"
+        )
+    norms, z = np.full(len(steps), config.clip_norm), float(privacy["noise_multiplier"])
+    if config.dp == "distributed":
+        counts = np.array([entry["clients"] for entry in entries], dtype=np.float64)
+        totals = steps * counts[:, None]
+        return Released(totals, None, norms, z * norms, None, float(config.fraction))
+    expected = config.fraction * config.nodes
+    if config.adaptive:
+        told = [entry.get("next_clip_norm", np.nan) for entry in entries]
+        norms = np.array([config.clip_norm, *told[:-1]], dtype=np.float64)
+        if not (np.isfinite(norms) & (norms > 0)).all():
+            raise IntegrityError(f"{folder} doesn't report the clip norm of each round")
+        follows = AdaptiveClip(bit_std=max(expected / 20, z))
+        z = ClientMechanism(1.0, z, config.fraction, follows).updates.noise_multiplier
+    sums = drawn = None
+    if record.updates is not None:
+        drawn, cap = record.heard, config.weight_cap
+        sums = np.zeros_like(steps)
+        for number, (updates, examples) in enumerate(
+            zip(record.updates, record.weights, strict=True)
+        ):
+            for client in np.flatnonzero(drawn[number]):
+                weight = min(float(examples[client]), cap) / cap if cap else 1.0
+                sums[number] += weight * clip(updates[client], float(norms[number]))
+    return Released(steps * expected, sums, norms, z * norms, drawn, float(config.fraction))
