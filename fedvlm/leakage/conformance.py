@@ -62,9 +62,9 @@ def check_mechanism(
     """Hold a noised sum's stated noise and clip norm against canaries.
 
     Noise, pooled and by round: held-out directions carry noise, and whatever else is in the sum
-    on top. Their squared length over the noise's variance is a noncentral χ² at the least as large as a central one, so
-    that the limit holds whatever the clients sent. Clipping: the mean length of planted canaries
-    less that of held-out ones, by Welch's t.
+    on top. Their squared length over the noise's variance is a noncentral χ² at the least as large
+    as a central one, so that the limit holds whatever the clients sent. Clipping: the mean length
+    of planted canaries less that of held-out ones, by Welch's t.
 
     Args:
         totals: Shape (T, P): each round's sum of clipped updates, noise included.

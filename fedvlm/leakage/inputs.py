@@ -32,7 +32,7 @@ def as_vector(values: Any, name: str) -> NDArray[np.float64]:
         if hasattr(values, "detach"):  # a tensor: NumPy takes none with a gradient, or in bfloat16
             values = values.detach().cpu().double().numpy()
         elif isinstance(values, Sequence) and any(hasattr(one, "detach") for one in values):
-            values = [float(one) for one in values]
+            values = [one.detach().item() if hasattr(one, "detach") else one for one in values]
         if np.ma.isMaskedArray(values) and np.ma.is_masked(values):
             raise ConfigError(f"{name} hold masked entries; leave those examples out")
         array = np.asarray(values)
@@ -99,12 +99,14 @@ def as_clusters(values: Any, count: int) -> NDArray[np.int64]:
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
-    array = np.asarray(values)
+    # NumPy would make doubles of whole numbers on both sides of 2^63.
+    whole = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    array = np.asarray(values, dtype=object if whole else None)
     if array.shape != (count,):
         raise ConfigError(f"clusters must have shape {(count,)}, got {array.shape}")
     if array.dtype.kind == "O":
-        whole = [isinstance(one, str | int) and not isinstance(one, bool) for one in array]
-        if not all(whole):
+        known = [isinstance(one, str | int | np.integer) for one in array]
+        if not all(known):
             raise ConfigError("clusters must be whole numbers or names; some are neither")
         array = np.array([str(one) for one in array])
     if array.dtype.kind == "f":

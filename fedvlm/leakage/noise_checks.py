@@ -39,17 +39,27 @@ def size_p_value(noise: Array) -> tuple[float, int]:
     return min(1.0, float(found.min()) * found.size), worst + 1
 
 
-def excess_p_value(noise: Array) -> tuple[float, int]:
-    """Return the p-value of "at most the stated noise in each round", where nothing else is in it.
+def excess_p_value(noise: Array, *signals: Array) -> tuple[float, int]:
+    """Return the p-value of "nothing but the stated noise", where the signal was taken out.
+
+    Tests that each round is no longer than noise is, and has no part along a signal.
 
     Args:
         noise: Shape (T, P), over the stated standard deviation; signal taken out.
+        signals: Shape (T, P) each, on any scale: what noise doesn't depend on, such as the sum that
+            was taken out, or what clipping took from it.
 
     Returns:
         The p-value, and the round that is most suspicious, from 1.
     """
     found = chi2.sf((noise**2).sum(axis=1), noise.shape[1])
-    return min(1.0, float(found.min()) * len(found)), int(found.argmin()) + 1
+    least = [min(1.0, float(found.min()) * len(found))]
+    for signal in signals:
+        length = float(np.sqrt((signal**2).sum()))
+        if length > 0:
+            along = float((noise * signal).sum()) / length
+            least.append(2 * float(ndtr(-abs(along))))
+    return min(1.0, min(least) * len(least)), int(found.argmin()) + 1
 
 
 def repeats_p_value(noise: Array) -> tuple[float, int]:

@@ -84,5 +84,5 @@ class Partitions:
 def _whole(value: Any) -> int:
     """Return a whole number that JSON or NumPy keeps as a number or as text."""
     if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError("not a whole number")
+        raise ValueError("a node's number isn't whole")
     return int(value)

@@ -86,7 +86,7 @@ def _loss(z: float, q: float, releases: int) -> tuple[NDArray[np.float64], NDArr
     reach = releases * abs(mean) + 12 * math.sqrt(releases) * spread + most + 1
     step = 2 * reach / _CELLS
     first, last = math.floor(math.log1p(-q) / step), math.ceil(most / step)
-    edges = np.arange(first, last + 1) * step
+    edges = (np.arange(first, last + 1) * step).astype(np.float64)
     inner = np.maximum(np.exp(edges) - (1 - q), 0.0)
     with np.errstate(divide="ignore"):
         at = z * z * (np.log(inner) - math.log(q)) + 0.5

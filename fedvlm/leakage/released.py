@@ -27,6 +27,7 @@ class Released:
     Attributes:
         totals: Shape (T, P): each round's sum of clipped updates, noise included.
         sums: Shape (T, P): the clipped updates alone, where the server saw them; else None.
+        cut: Shape (T, P): what clipping took from that sum; None likewise.
         clip_norms: Shape (T,): C of each round, as stated.
         stds: Shape (T,): the least standard deviation of the noise, as stated.
         drawn: Shape (T, K), bool: who answered, where the server saw it; else None.
@@ -35,6 +36,7 @@ class Released:
 
     totals: Array
     sums: Array | None
+    cut: Array | None
     clip_norms: Array
     stds: Array
     drawn: NDArray[np.bool_] | None
@@ -88,7 +90,7 @@ def read_released(folder: Path, config: SimulationConfig, result: Result) -> Rel
     if config.dp == "distributed":
         counts = np.array([entry["clients"] for entry in entries], dtype=np.float64)
         totals = steps * counts[:, None]
-        return Released(totals, None, norms, z * norms, None, float(config.fraction))
+        return Released(totals, None, None, norms, z * norms, None, float(config.fraction))
     expected = config.fraction * config.nodes
     if config.adaptive:
         told = [entry.get("next_clip_norm", np.nan) for entry in entries]
@@ -97,14 +99,16 @@ def read_released(folder: Path, config: SimulationConfig, result: Result) -> Rel
             raise IntegrityError(f"{folder} doesn't report the clip norm of each round")
         follows = AdaptiveClip(bit_std=max(expected / 20, z))
         z = ClientMechanism(1.0, z, config.fraction, follows).updates.noise_multiplier
-    sums = drawn = None
+    sums = cut = drawn = None
     if record.updates is not None:
         drawn, cap = record.heard, config.weight_cap
-        sums = np.zeros_like(steps)
+        sums, cut = np.zeros_like(steps), np.zeros_like(steps)
         for number, (updates, examples) in enumerate(
             zip(record.updates, record.weights, strict=True)
         ):
             for client in np.flatnonzero(drawn[number]):
                 weight = min(float(examples[client]), cap) / cap if cap else 1.0
-                sums[number] += weight * clip(updates[client], float(norms[number]))
-    return Released(steps * expected, sums, norms, z * norms, drawn, float(config.fraction))
+                kept = clip(updates[client], float(norms[number]))
+                sums[number] += weight * kept
+                cut[number] += weight * (updates[client] - kept)
+    return Released(steps * expected, sums, cut, norms, z * norms, drawn, float(config.fraction))

@@ -111,11 +111,15 @@ def noise_checks(released: Released, share: float) -> list[Check]:
     told = f"least in round {at}, {level:.3f} of the stated"
     out = [_by_chance("noise by round and place", p, share, told, unseen)]
     if exact:
-        p, at = excess_p_value(noise)
+        signals = [one for one in (released.sums, released.cut) if one is not None]
+        p, at = excess_p_value(noise, *(one / released.stds[:, None] for one in signals))
         level = float(np.sqrt((noise[at - 1] ** 2).mean()))
         told = f"what is left of round {at} is {level:.3f} of the stated noise"
         reach = told_offset(size, share / rounds)
-        unseen = f"a sum that is off by less than {reach:.2f} standard deviations in each place"
+        unseen = (
+            f"a sum that is off by less than {reach:.2f} standard deviations in each place, along "
+            "neither what was sent nor what clipping took away"
+        )
         out.append(_by_chance("sum of clipped updates", p, share, told, unseen))
     if rounds > 1:
         p, at = repeats_p_value(noise)
