@@ -32,8 +32,8 @@ class Partitions:
 
         Args:
             index: With `nodes`, their number, and perhaps `node_ids`: ids in the order of the
-                partitions, or a mapping of ids to partitions. JSON keeps ids as whole numbers or
-                as text.
+                partitions, or a mapping of ids to partitions or the other way round. JSON keeps
+                ids as whole numbers or as text.
 
         Raises:
             ValueError: The index doesn't say how many there are, or gives a partition twice.
@@ -47,6 +47,8 @@ class Partitions:
         if not isinstance(told, Mapping):
             raise ValueError("node_ids is neither a list nor a mapping")
         by_id = {_whole(one): _whole(place) for one, place in told.items()}
+        if by_id and set(by_id) <= set(range(count)) and max(by_id.values()) >= count:
+            by_id = {one: place for place, one in by_id.items()}
         places = list(by_id.values())
         if len(set(places)) < len(places) or not all(0 <= place < count for place in places):
             raise ValueError("node_ids gives a partition twice, or one that isn't there")

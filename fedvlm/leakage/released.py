@@ -43,6 +43,18 @@ class Released:
     sample_rate: float
 
 
+def stated(result: Result, name: str, otherwise: float | None = None) -> float:
+    """Return a number that a private run states of itself.
+
+    Raises:
+        IntegrityError: It states none, or one that isn't finite.
+    """
+    value = (result.privacy or {}).get(name, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise IntegrityError(f"the run's result states no {name}; got {value!r}")
+    return float(value)
+
+
 def not_released(config: SimulationConfig) -> str:
     """Return why no noised sum can be read off a run's transcript; empty where it can."""
     if config.dp == "none":
@@ -79,19 +91,19 @@ def read_released(folder: Path, config: SimulationConfig, result: Result) -> Rel
         ConfigError: The run kept no transcript.
         IntegrityError: Transcript and result don't fit.
     """
-    record, privacy = Record.read(folder), result.privacy or {}
+    record = Record.read(folder)
     steps = means(record.adapters, config)
     entries = result.rounds[1:]
     if len(entries) != len(steps):
         raise IntegrityError(
             f"{folder} reports {len(entries)} rounds, and its transcript keeps {len(steps)}"
         )
-    norms, z = np.full(len(steps), config.clip_norm), float(privacy["noise_multiplier"])
+    norms, z = np.full(len(steps), config.clip_norm), stated(result, "noise_multiplier")
     if config.dp == "distributed":
         counts = np.array([entry["clients"] for entry in entries], dtype=np.float64)
         totals = steps * counts[:, None]
         return Released(totals, None, None, norms, z * norms, None, float(config.fraction))
-    expected = config.fraction * config.nodes
+    expected = stated(result, "expected_clients", config.fraction * config.nodes)
     if config.adaptive:
         told = [entry.get("next_clip_norm", np.nan) for entry in entries]
         norms = np.array([config.clip_norm, *told[:-1]], dtype=np.float64)

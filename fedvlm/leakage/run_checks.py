@@ -20,7 +20,7 @@ from fedvlm.leakage.noise_checks import (
     told_offset,
 )
 from fedvlm.leakage.recount import epsilon_at_least
-from fedvlm.leakage.released import Released, not_released, read_released
+from fedvlm.leakage.released import Released, not_released, read_released, stated
 from fedvlm.leakage.vantage import Record
 
 _TESTS = 5  # of chance; the ledger's are arithmetic
@@ -175,9 +175,9 @@ def draw_check(released: Released, share: float) -> Check | str:
 
 def ledger_checks(folder: Path, config: SimulationConfig, result: Result) -> list[Check | str]:
     """Check the number of releases on the ledger, and ε by an accountant of its own."""
-    privacy, record = result.privacy or {}, Record.read(folder)
+    record = Record.read(folder)
     rounds = len(record.adapters) - 1
-    steps = int(privacy.get("steps_per_round", 1)) if config.dp == "example" else 1
+    steps = int(stated(result, "steps_per_round")) if config.dp == "example" else 1
     asked, per_client = rounds, config.dp == "example"
     if per_client and record.updates is not None:
         asked = int(record.heard.sum(axis=0).max())
@@ -197,8 +197,8 @@ def ledger_checks(folder: Path, config: SimulationConfig, result: Result) -> lis
                 "answers that left no trace in this folder",
             )
         )
-    z, rate = float(privacy["noise_multiplier"]), float(privacy.get("sample_rate", 1.0))
-    delta, claimed = float(privacy["delta"]), float(privacy["epsilon"])
+    z, rate = stated(result, "noise_multiplier"), stated(result, "sample_rate", 1.0)
+    delta, claimed = stated(result, "delta"), stated(result, "epsilon")
     least = epsilon_at_least(z, rate, steps * asked, delta)
     law = "Gaussian noise of the same size" if config.dp == "distributed" else "its noise"
     out.append(

@@ -208,7 +208,13 @@ HIGH = [2**63 + 5, 17, 2**63 - 1, 2**64 - 1]
 
 
 @pytest.mark.parametrize(
-    "told", [HIGH, [str(one) for one in HIGH], {str(one): k for k, one in enumerate(HIGH)}]
+    "told",
+    [
+        HIGH,
+        [str(one) for one in HIGH],
+        {str(one): k for k, one in enumerate(HIGH)},
+        {str(k): one for k, one in enumerate(HIGH)},
+    ],
 )
 def test_n6_ids_on_both_sides_of_2_to_63_are_partitions(told) -> None:
     places = Partitions.of_index(json.loads(json.dumps({"nodes": 4, "node_ids": told})))

@@ -4,6 +4,7 @@ Seeds are fixed: no test here can flake. At α = 5 % an honest run of a fresh se
 chance 5 % at most.
 """
 
+import json
 from pathlib import Path
 
 import dp_accounting
@@ -189,7 +190,7 @@ def test_t2_momentum_and_adaptive_clips_are_undone_and_checked(
 
 
 def test_t2_what_can_not_be_checked_is_said_in_words(run_writer, tmp_path: Path) -> None:
-    run = run_writer(tmp_path, settings={"server_optimizer": "fedadam"})
+    run = run_writer(tmp_path / "adam", settings={"server_optimizer": "fedadam"})
     checks = check_run(run.folder, run.config, run.result)
     assert checks is not None
     assert any("fedadam can't be undone" in reason for reason in checks.unchecked)
@@ -199,6 +200,13 @@ def test_t2_what_can_not_be_checked_is_said_in_words(run_writer, tmp_path: Path)
     }
     assert all(check.unseen for check in checks.checks)
     assert checks.to_dict()["not_checked"]
+    honest = run_writer(tmp_path / "honest", fraction=0.3)
+    found = check_run(honest.folder, honest.config, honest.result)
+    assert found is not None
+    assert len(json.loads(json.dumps(found.to_dict()))["checks"]) == 7
+    honest.result.privacy["noise_multiplier"] = float("nan")
+    with pytest.raises(IntegrityError, match="states no noise_multiplier"):
+        check_run(honest.folder, honest.config, honest.result)
 
 
 @pytest.mark.parametrize("node_ids", ["list", "mapping"])
