@@ -10,16 +10,19 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.records import VECTOR
 from fedvlm.files import whole_file
 
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
 
 FILE = "checkpoint.npz"
-_FREE = ("workers", "transcript", "references", "reference_epochs", "reference_learning_rate")
+_FREE = (
+    *("workers", "transcript", "references", "reference_epochs", "reference_learning_rate"),
+    *("round_timeout", "trip_timeout", "join_timeout"),
+)
 # What Flower's strategies keep between rounds, by attribute.
 _MOMENTS = ("m_t", "v_t")
 _INPUTS = {
@@ -112,13 +115,7 @@ class Checkpoint:
                 f"{path} holds an adapter of another schema: {found.schema[:12]}…, "
                 f"expected {schema[:12]}…"
             )
-        now = config.to_dict()
-        changed = [key for key in now if key not in _FREE and found.config.get(key) != now[key]]
-        if changed:
-            raise ConfigError(
-                f"{folder} was started with another configuration ({', '.join(changed)}); "
-                "resume with the same one, or start in another folder"
-            )
+        require_same(found.config, config, folder)
         other = [name for name, value in (inputs or {}).items() if found.inputs.get(name) != value]
         if other:
             told = " and ".join(_INPUTS.get(name, name) for name in other)
@@ -132,6 +129,47 @@ class Checkpoint:
 def input_hashes(task: "Task") -> dict[str, str]:
     """Return the hashes of what a run is made from, for `Checkpoint.inputs`."""
     return {"data": task.data.fingerprint, **asdict(task.model.hashes)}
+
+
+def saved_config(folder: Path) -> SimulationConfig:
+    """Return the configuration that the run in a folder was started with.
+
+    Raises:
+        ConfigError: There is no run to go on with.
+        IntegrityError: Its checkpoint is broken.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            settings = json.loads(str(archive["text"]))["config"]
+        return config_from(settings)
+    except Exception as error:  # zipfile, NumPy and json each raise their own
+        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+
+
+def require_same(saved: dict[str, Any], config: SimulationConfig, folder: Path) -> None:
+    """Refuse to go on with other settings; rounds may be added where no noise was planned for them.
+
+    Raises:
+        ConfigError: Naming each setting that differs, with both values.
+    """
+    now, unset = config.to_dict(), SimulationConfig().to_dict()
+    before = {key: saved.get(key, unset[key]) for key in now}
+    changed = [key for key in now if key not in _FREE and before[key] != now[key]]
+    if "rounds" in changed and config.dp == "none" and now["rounds"] > before["rounds"]:
+        changed.remove("rounds")
+    if not changed:
+        return
+    told = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
+    why = ""
+    if "rounds" in changed:
+        why = "; rounds can be added only, and under DP not: the noise was planned for them"
+    raise ConfigError(
+        f"{folder} was started with another configuration: {told}{why}; resume without it, or "
+        "start in another folder"
+    )
 
 
 def optimizer_state(strategy: Strategy) -> dict[str, NDArray]:

@@ -1,5 +1,6 @@
 """Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
 
+from fedvlm._torchvision import hide_if_broken
 from fedvlm.models.hashing import tokenizer_hash, weights_hash
 from fedvlm.models.processor import (
     ImageInputs,
@@ -21,6 +22,8 @@ __all__ = [
     "told_apart",
     "weights_hash",
 ]
+
+hide_if_broken()
 
 
 def load_model(name: str = "embedded") -> LoadedModel:

@@ -25,6 +25,7 @@ class EncodedPairs:
         topics: Shape (N,), int64.
         domain_names: Names of the domains.
         topic_names: Names of the topics.
+        groups: Shape (N,), int64; pairs whose images show the same share a number.
     """
 
     images: ImageInputs
@@ -35,6 +36,7 @@ class EncodedPairs:
     topics: NDArray[np.int64]
     domain_names: tuple[str, ...]
     topic_names: tuple[str, ...]
+    groups: NDArray[np.int64]
 
     def captions(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the caption inputs of rows of `text`, without the padding that all share."""
@@ -65,10 +67,7 @@ def encode_pairs(
     Raises:
         ConfigError: The model's tokenizer can't take the captions, or tell them apart.
     """
-    # Not np.unique on text: its fixed width makes one long caption every caption's size.
-    distinct = sorted(set(data.captions))
-    number = {caption: row for row, caption in enumerate(distinct)}
-    caption_of = np.array([number[caption] for caption in data.captions], dtype=np.int64)
+    distinct, caption_of = data.distinct_captions
     text = model.processor.texts(distinct)
     told_apart(distinct, text)
     return EncodedPairs(
@@ -82,4 +81,5 @@ def encode_pairs(
         topics=data.topics,
         domain_names=data.domain_names,
         topic_names=data.topic_names,
+        groups=data.groups,
     )

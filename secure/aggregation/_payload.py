@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secure.aggregation._hashing import digest
 from secure.aggregation._policy import Policy
+from secure.aggregation._rounding import norm_at_most
 from secure.errors import IntegrityError, ParameterError, PeerError
 from secure.random import SecureRandom
 
@@ -111,8 +112,8 @@ class Aggregate:
     clients: int
 
 
-def clipped(vector: NDArray[np.floating], policy: Policy) -> float:
-    """Return the factor that brings a vector's L2 norm down to the clip, at most 1.
+def clipped(vector: NDArray[np.floating], policy: Policy) -> tuple[float, float]:
+    """Return the factor that brings a vector's L2 norm down to the clip, and a bound on the norm.
 
     Raises:
         ParameterError: The vector is not one-dimensional or not finite.
@@ -122,13 +123,13 @@ def clipped(vector: NDArray[np.floating], policy: Policy) -> float:
             f"an update is a one-dimensional array of floats, got {vector.ndim} dimensions "
             f"of {vector.dtype}"
         )
-    wide = vector.astype(np.float64, copy=False)
-    norm = math.sqrt(float(np.dot(wide, wide)))
+    norm = norm_at_most(vector)
     if not math.isfinite(norm):
         raise ParameterError("the update holds NaN or Inf; it was not sent")
     if not policy.clip or norm <= policy.plan.bound:
-        return 1.0
-    return policy.plan.bound / norm
+        return 1.0, norm
+    # Bits below the quotient, so that no rounding brings factor · norm above the bound.
+    return policy.plan.bound / norm * (1 - 2.0**-50), norm
 
 
 def examples_and_metrics(
@@ -195,13 +196,13 @@ def encode(
                 "scale it or leave it out"
             )
     clamped = min(float(weight), float(policy.max_weight))
-    factor = clipped(vector, policy)
+    factor, norm = clipped(vector, policy)
     if policy.weighting == "examples":
         factor *= clamped / policy.max_weight
     counts = [POINT, _fixed(clamped, rng)]
     counts += [_fixed(clamped * metrics[name], rng) for name in sorted(metrics)]
     tail = np.array(counts, dtype=np.int64).view(np.uint64)
-    return np.concatenate([policy.plan.encode(vector, rng, factor), tail])
+    return np.concatenate([policy.plan.encode(vector, rng, factor, norm), tail])
 
 
 def decode(words: NDArray[np.uint64], layout: Layout, policy: Policy, clients: int) -> Aggregate:
