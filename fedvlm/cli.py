@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvlm.cli_trained import register as register_trained
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
 
@@ -283,6 +284,9 @@ def serve_model(context: typer.Context) -> None:
 def classify(context: typer.Context) -> None:
     """Classify an image by a model that you can't see."""
     _inference("classify", context.args)
+
+
+register_trained(app)
 
 
 def main() -> None:

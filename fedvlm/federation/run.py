@@ -17,7 +17,12 @@ from fedvlm.adapters import save_adapter
 from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, ProtocolError
-from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
+from fedvlm.federation.checkpoint import (
+    Checkpoint,
+    input_hashes,
+    optimizer_state,
+    restore_optimizer,
+)
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
@@ -54,8 +59,9 @@ def _federate(
         private = private_strategy(inner, task, roll)
     history: list[dict[str, Any]] = []
     vector = task.initial
+    inputs = input_hashes(task) if out is not None else {}
     if resume and out is not None:
-        checkpoint = Checkpoint.load(out, config, view.schema)
+        checkpoint = Checkpoint.load(out, config, view.schema, inputs)
         history, vector = checkpoint.rounds, checkpoint.vector
         restore_optimizer(inner, checkpoint.state, vector)
         if private is not None:
@@ -76,7 +82,7 @@ def _federate(
     def keep(vector: NDArray[np.float32]) -> None:
         if out is not None:
             state = optimizer_state(inner) | (private.state() if private is not None else {})
-            Checkpoint(vector, view.schema, history, config.to_dict(), state).save(out)
+            Checkpoint(vector, view.schema, history, config.to_dict(), state, inputs).save(out)
 
     if private is not None:
         private.on_paid = keep

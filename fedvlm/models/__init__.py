@@ -2,7 +2,13 @@
 
 from fedvlm._torchvision import hide_if_broken
 from fedvlm.models.hashing import tokenizer_hash, weights_hash
-from fedvlm.models.processor import ImageInputs, LoadedModel, ModelHashes, Processor
+from fedvlm.models.processor import (
+    ImageInputs,
+    LoadedModel,
+    ModelHashes,
+    Processor,
+    told_apart,
+)
 from fedvlm.models.vlm import VLM
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "Processor",
     "load_model",
     "tokenizer_hash",
+    "told_apart",
     "weights_hash",
 ]
 

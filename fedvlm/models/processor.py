@@ -1,15 +1,17 @@
 """A model with what prepares its inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
+from fedvlm.errors import ConfigError
 from fedvlm.models.hashing import tokenizer_hash, weights_hash
 from fedvlm.models.vlm import VLM
 
@@ -75,3 +77,23 @@ class LoadedModel:
     def hashes(self) -> ModelHashes:
         """Hashes of the base model and its tokenizer; an adapter doesn't change them."""
         return ModelHashes(weights_hash(self.vlm), tokenizer_hash(self.processor.tokenizer))
+
+
+def told_apart(captions: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
+    """Refuse a tokenizer that can't tell most captions apart.
+
+    Args:
+        captions: Distinct captions.
+        inputs: What `Processor.texts` made of them.
+
+    Raises:
+        ConfigError: More than half of the captions have the ids of another one. Training on them
+            runs, and learns nothing.
+    """
+    distinct = len(torch.unique(inputs["input_ids"], dim=0)) if len(captions) else 0
+    if len(captions) > 1 and 2 * distinct < max(len(captions), 3):
+        raise ConfigError(
+            f"{len(captions)} different captions become {distinct} different rows of ids: the "
+            "tokenizer isn't the model's own, or not made for this language, or cuts captions off "
+            "where they are still alike"
+        )

@@ -23,7 +23,7 @@ from fedvlm.models.vlm import VLM
 from fedvlm.privacy._coupling import check_rowwise
 from fedvlm.privacy._layerwise import clipped_sum, merged, taps_of
 from fedvlm.privacy.ledger import Ledger
-from fedvlm.privacy.losses import Batch, PrivateLoss
+from fedvlm.privacy.losses import Batch, PrivateLoss, needs_loop
 from fedvlm.privacy.mechanisms import GaussianMechanism
 from fedvlm.privacy.noise import NoiseSource, poisson_sample
 
@@ -90,6 +90,12 @@ def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str
         alone = pytree.tree_map(lambda value: value[None], unit)
         return functional_call(module, {**parameters, **fixed}, (alone,))[0]
 
+    if needs_loop(vlm):
+        units = len(pytree.tree_leaves(batch)[0])
+        rows = [pytree.tree_map(lambda value, i=i: value[i], dict(batch)) for i in range(units)]
+        each = [grad(one)(trained, row) for row in rows]
+        found = {name: torch.stack([gradient[name] for gradient in each]) for name in trained}
+        return {name.removeprefix("vlm."): value for name, value in found.items()}
     with _plain_attention(vlm):
         found = vmap(grad(one), in_dims=(None, 0))(trained, _without_causal_mask(vlm, batch))
     return {name.removeprefix("vlm."): value for name, value in found.items()}
