@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.errors import ParameterError
+from secure.he._bounds import ERROR_STD
 from secure.he._seal import engine
 from secure.he.ciphertext import Encrypted, Piece
 from secure.he.client import HEClient
 from secure.he.errors import LayoutError, RangeError
-from secure.he.params import ERROR_STD, HEParams
+from secure.he.params import HEParams
 from secure.he.plans import SumPlan
 
 LABEL = "server-blind; clients share one key and must not collude with the server"

@@ -78,6 +78,11 @@ class ChainPlan:
         """The square is a product of ciphertexts."""
         return self.square
 
+    @property
+    def period(self) -> int:
+        """Slots after which an input repeats."""
+        return self.sizes[0]
+
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Pack one vector `(in_features,)` into slots, with period n."""
         return _tiled(values, self.in_features, self.sizes[0], self.params.slots)
@@ -139,6 +144,11 @@ class PeriodicPlan:
     def relinearises(self) -> bool:
         """No product of ciphertexts."""
         return False
+
+    @property
+    def period(self) -> int:
+        """Slots after which an input repeats."""
+        return self.sizes[0]
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Pack one vector `(in_features,)` into slots, with period n."""
