@@ -3,8 +3,8 @@
 A slot is the value of a polynomial of N coefficients at a root of unity. Independent coefficients
 of variance v give it a complex standard deviation of sqrt(N v), and sqrt(N v / 2) to its real part.
 
-Tails. What is a sum of many independent bounded or Gaussian terms is sub-Gaussian: it leaves `TAIL`
-standard deviations of its real part with probability at most 2 exp(-TAIL^2 / 2) = 3e-14. The bias of
+Tails. A sum of many independent bounded or Gaussian terms is sub-Gaussian: it leaves `TAIL`
+standard deviations of its real part with probability at most 2 exp(-TAIL^2 / 2) = 3e-14. Bias of
 key switching is one draw a key, not one a result, and gets `KEY_TAIL` (probability 1e-9).
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 TAIL = 8.0
 KEY_TAIL = 6.1
 ERROR_STD = 3.2
-# Encoding and decoding go through float64: two transforms of up to 2^15 points, each with a relative
+# Encoding and decoding go through float64: two transforms of up to 2^15 points, with a relative
 # error of a few units of 2^-53 for each of its 15 stages (Higham, "Accuracy and Stability of
 # Numerical Algorithms", 2nd edition, theorem 24.2), relative to the largest value.
 FLOAT = 2.0**-46
