@@ -84,6 +84,11 @@ def headroom(largest: float) -> float:
     """Return the bits that the largest mean magnitude of a result's slots takes from the modulus.
 
     A coefficient is at most the mean magnitude of the slots, has a sign, and must leave room for
-    the noise of a result: 2^-6 of its size. SEAL wants the scale itself below the modulus.
+    the noise of a result: 2^-6 of its size. SEAL wants the scale itself below half the modulus.
     """
-    return max(1.0 + math.log2(max(largest, 2.0**-40) * (1 + 2.0**-6)), 0.05)
+    return max(1.0 + math.log2(max(largest, 2.0**-40) * (1 + 2.0**-6)), 1.001)
+
+
+def summand_error(degree: int, summands: int = 1) -> float:
+    """Bound the noise of an entry of a sum of fresh ciphertexts, in units of their integers."""
+    return slot_bound(math.sqrt(summands) * fresh_std(degree))

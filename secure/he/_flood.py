@@ -7,9 +7,9 @@ most `SHIFT * |D| / R` in total variation, |D| the Euclidean norm:
     H^2(f, f + D) <= sum_j H^2(f_j, f_j + D_j) <= |D|^2 sum_x (sqrt p(x + 1) - sqrt p(x))^2
 
 by subadditivity of the squared Hellinger distance over independent coordinates and the triangle
-inequality over unit shifts, with H^2 = sum (sqrt p - sqrt q)^2 >= TV^2. The last sum times R^2 falls
-to 0.7789, a quarter of the Fisher information of the Irwin-Hall law of four, as R grows: `SHIFT^2`
-is above it from R = 256 on.
+inequality over unit shifts, with H^2 = sum (sqrt p - sqrt q)^2 >= TV^2. The last sum times R^2
+falls to 0.7789, a quarter of the Fisher information of the Irwin-Hall law of four, as R grows:
+`SHIFT^2` is above it from R = 256 on.
 """
 
 import numpy as np

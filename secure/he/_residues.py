@@ -56,6 +56,8 @@ class ResidueLayer:
         while True:
             factor = min(2.0 ** (digits * self._digit_bits) / peak, 2.0**room)
             integers = np.rint(weight * factor)
+            # A ciphertext has a second polynomial: a row of zeros gets the smallest weight.
+            integers[~integers.any(axis=1), 0] = 1.0
             # Of the weights as they are rounded, not of any: for every input, a bound.
             rounded = np.linalg.norm(integers / factor - weight, axis=1)
             if rounded.max() <= allowed or factor == 2.0**room:

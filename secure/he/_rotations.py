@@ -83,17 +83,18 @@ def unit(params: HEParams, scale: float, level: int) -> Any:
 def slots_of(coefficients: NDArray[np.float64]) -> NDArray[np.complex128]:
     """Return the slots `(N / 2,)` of a real polynomial `(N,)`: its values at zeta^(3^i)."""
     degree = len(coefficients)
-    twist = np.exp(1j * np.pi / degree * np.arange(degree))
-    values = np.fft.ifft(coefficients * twist) * degree
-    return values[_exponents(degree) // 2]
+    twist, order = _transform(degree)
+    return np.fft.ifft(coefficients * twist)[order]
 
 
 @functools.lru_cache(maxsize=8)
-def _exponents(degree: int) -> NDArray[np.int64]:
+def _transform(degree: int) -> tuple[NDArray[np.complex128], NDArray[np.int64]]:
+    """Return what turns an inverse DFT into values at odd powers of zeta, and the slots' order."""
     powers = [1]
     for _ in range(degree // 2 - 1):
         powers.append(powers[-1] * 3 % (2 * degree))
-    return np.array(powers)
+    twist = np.exp(1j * np.pi / degree * np.arange(degree)) * degree
+    return twist, np.array(powers) // 2
 
 
 class RotationLayer:

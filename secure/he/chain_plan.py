@@ -74,6 +74,11 @@ class ChainPlan:
         return tuple(sorted({step for pair in pairs for step in periodic_steps(*pair)}))
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.out_features
+
+    @property
     def relinearises(self) -> bool:
         """The square is a product of ciphertexts."""
         return self.square
@@ -139,6 +144,11 @@ class PeriodicPlan:
     def steps(self) -> tuple[int, ...]:
         """Rotations that need an evaluation key, ascending."""
         return tuple(sorted(periodic_steps(*self.sizes)))
+
+    @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.out_features
 
     @property
     def relinearises(self) -> bool:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError
 from secure.he._arguments import as_floats
+from secure.he._bounds import summand_error
 from secure.he._exact import encode_periodic
 from secure.he._pack import pack, packed_bytes, unpack
 from secure.he._rotations import slots_of
@@ -16,7 +17,7 @@ from secure.he.ciphertext import Encrypted, Piece
 from secure.he.errors import LayoutError, RangeError, ReleaseError, WireError
 from secure.he.keys import EvaluationKeys
 from secure.he.params import HEParams
-from secure.he.plans import ChainPlan, PeriodicPlan, Plan
+from secure.he.plans import ChainPlan, PeriodicPlan, Plan, SumPlan
 from secure.he.release import ReleasePolicy
 from secure.he.wire import (
     FINGERPRINT_BYTES,
@@ -185,8 +186,10 @@ class HEClient:
         """Decrypt a result for someone else: noised, rounded and counted.
 
         Raises:
-            ReleaseError: The key has released `policy.max_queries` results.
+            ReleaseError: The key has released `policy.max_queries` results, or the policy was
+                made for fewer entries or a smaller error than this result's.
         """
+        policy.require(encrypted.plan.entries, _least_error(encrypted))
         if self._released >= policy.max_queries:
             raise ReleaseError(
                 f"this key has released {self._released} results, the policy's limit: "
@@ -238,3 +241,12 @@ class HEClient:
 
     def __repr__(self) -> str:
         return f"HEClient(N={self.params.poly_modulus_degree}, key={self.fingerprint.hex()[:8]})"
+
+
+def _least_error(encrypted: Encrypted) -> float:
+    """Return the error that an entry of a result may have at least: of unit rows, of one vector."""
+    plan = encrypted.plan
+    if isinstance(plan, SumPlan):
+        return summand_error(plan.params.poly_modulus_degree) * 2.0**-plan.params.scale_bits
+    depth = (2 if plan.square else 1) if isinstance(plan, ChainPlan) else 0
+    return plan.params.predicted_error(depth)

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 from secure.errors import ParameterError
+from secure.he._arguments import real, whole
 from secure.he._bounds import (
     FLOAT,
     Switching,
@@ -69,6 +70,13 @@ class HEParams:
     reason: str = field(default="given by the caller", compare=False)
 
     def __post_init__(self) -> None:
+        whole(self.poly_modulus_degree, "poly_modulus_degree")
+        whole(self.scale_bits, "scale_bits")
+        real(self.max_abs, "max_abs")
+        if not isinstance(self.coeff_bits, tuple):
+            raise ParameterError(f"coeff_bits is a tuple of bits, got {self.coeff_bits!r:.60}")
+        for bits in self.coeff_bits:
+            whole(bits, "bits of a prime")
         limit = MAX_MODULUS_BITS.get(self.poly_modulus_degree)
         if limit is None:
             raise ParameterError(
@@ -253,9 +261,9 @@ class HEParams:
             >>> HEParams.select(depth=0, max_abs=1.0, abs_error=1e-4, batch=2048).coeff_bits
             (53,)
         """
-        if not 0 <= depth <= 2 or batch < 1:
+        if not 0 <= whole(depth, "depth") <= 2 or whole(batch, "batch") < 1:
             raise ParameterError(f"depth 0 to 2 and batch >= 1 are needed, got {depth}, {batch}")
-        if not (abs_error > 0 and 0 < max_abs < math.inf):
+        if not (real(abs_error, "abs_error") > 0 and real(max_abs, "max_abs") > 0):
             raise ParameterError(
                 f"abs_error and max_abs must be positive, got {abs_error}, {max_abs}"
             )

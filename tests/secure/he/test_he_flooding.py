@@ -124,7 +124,7 @@ def test_h1_two_matrices_of_equal_y_are_not_told_apart(asked):
     """The attacker knows both matrices and the query's noise, and asks which one was used.
 
     At x = 0 both give y = 0. The best test of a shift is linear, along the difference of what
-    they would leave; in 40 answers it is within 5 deviations of zero (alarm rate 6e-7).
+    they would leave; in 16 answers it is within 5 deviations of zero (alarm rate 6e-7).
     """
     layer, owner, keys, sent, _ = asked
     other = GuardedLinear(
@@ -147,16 +147,16 @@ def test_h1_two_matrices_of_equal_y_are_not_told_apart(asked):
     # The claim: far below 2^-40 of what hides it.
     assert SHIFT * norm / layer._flooding <= 2.0**-40
     draws = []
-    for index in range(40):
+    for index in range(16):
         used = (layer, other)[index % 2]
         flooded = used._flooded(seal.load_ciphertext(*_parts(seal, used, source, keys)))
         whole = polynomial(owner, flooded)
         along = float(sum(int(a) * int(b) for a, b in zip(whole - bare[1][1], gap, strict=True)))
         draws.append(along / norm / (layer._flooding / math.sqrt(3)))
     draws = np.array(draws)
-    spread = np.sqrt(2 / 20)
+    spread = np.sqrt(2 / 8)
     assert abs(draws[::2].mean() - draws[1::2].mean()) < 5 * spread
-    assert abs(draws.std() - 1) < 0.6
+    assert abs(draws.std() - 1) < 0.9
 
 
 def _parts(seal, layer, source, keys):
