@@ -22,8 +22,13 @@ def real(value: Any, what: str) -> float:
     """Return a finite real number, from Python or numpy."""
     number = isinstance(value, int | float | np.integer | np.floating)
     if isinstance(value, bool) or not number or not np.isfinite(value):
-        raise ParameterError(f"{what} must be a finite number, got {value!r:.60}")
+        raise ParameterError(f"{what} must be a finite number, got {shown(value)}")
     return float(value)
+
+
+def shown(value: Any) -> str:
+    """Return a value in one short line."""
+    return " ".join(repr(value).split())[:60]
 
 
 def as_floats(values: Any, what: str) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ class ResidueLayer:
         norms = np.linalg.norm(weight, axis=1)
         # Two tokens share a slot.
         reach = norms * (params.max_abs + math.sqrt(2) * params.noise()) + abs(self._bias)
-        largest = math.sqrt(2) * float(reach.max())
+        largest = math.sqrt(2) * float(np.maximum(reach, 2 * abs(self._bias)).max())
         peak = float(np.abs(weight).max()) or 1.0
         room = weight_bits(params, largest, 0, 2.0**params.scale_bits, peak)
         self._digit_bits = _EXACT_BITS - _LIMB_BITS - _width_bits(plan.in_features)

@@ -39,7 +39,8 @@ def weight_bits(
         RangeError: Fewer than 8 bits are left.
     """
     modulus = sum(math.log2(prime) for prime in engine(params).primes(level))
-    most = MAX_WEIGHT_BITS - max(math.log2(max(peak, 2.0**-40)), 0.0)
+    # SEAL encodes nothing within two bits of the modulus.
+    most = min(MAX_WEIGHT_BITS, modulus - 3) - max(math.log2(max(peak, 2.0**-40)), 0.0)
     bits = min(modulus - headroom(largest) - math.log2(scale), most)
     if not bits >= _MIN_WEIGHT_BITS:
         raise RangeError(
@@ -130,6 +131,7 @@ class RotationLayer:
         # The copies' and folds' partial sums of an output add up to no more than it alone could be.
         noise = math.sqrt(2 * plan.copies * plan.folds) * params.noise()
         means = norms * (params.max_abs + noise) + np.abs(self._shift)
+        means = np.maximum(means, 2 * np.abs(self._shift))
         largest = float(means.sum(axis=1).max()) / params.slots
         self._scale = 2.0**params.scale_bits
         peak = float(np.abs(weight).max())

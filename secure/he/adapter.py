@@ -273,7 +273,8 @@ class EncryptedLoRA:
     ) -> None:
         base, shift = _layer((weight, bias), "weight")
         a = as_matrix(down, 2, "down")
-        b = as_matrix(up, 2, "up") * real(scaling, "scaling")
+        with np.errstate(over="ignore"):
+            b = as_matrix(as_matrix(up, 2, "up") * real(scaling, "scaling"), 2, "up times scaling")
         if a.shape[1] != base.shape[1] or b.shape != (base.shape[0], a.shape[0]):
             raise ParameterError(f"A {a.shape} and B {b.shape} do not fit W {base.shape}")
         self.plan = ChainPlan(params, a.shape[1], a.shape[0], b.shape[0], False)

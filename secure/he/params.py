@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 from secure.errors import ParameterError
-from secure.he._arguments import real, whole
+from secure.he._arguments import real, shown, whole
 from secure.he._bounds import (
     FLOAT,
     Switching,
@@ -74,7 +74,7 @@ class HEParams:
         whole(self.scale_bits, "scale_bits")
         real(self.max_abs, "max_abs")
         if not isinstance(self.coeff_bits, tuple):
-            raise ParameterError(f"coeff_bits is a tuple of bits, got {self.coeff_bits!r:.60}")
+            raise ParameterError(f"coeff_bits is a tuple of bits, got {shown(self.coeff_bits)}")
         for bits in self.coeff_bits:
             whole(bits, "bits of a prime")
         limit = MAX_MODULUS_BITS.get(self.poly_modulus_degree)
@@ -94,7 +94,7 @@ class HEParams:
             )
         if not (math.isfinite(self.max_abs) and 2.0**-30 <= self.max_abs <= 2.0**30):
             raise ParameterError(f"max_abs must be in [2^-30, 2^30], got {self.max_abs}")
-        room = sum(self.data_bits) - 2 - math.log2(self.max_abs)
+        room = sum(self.data_bits) - 2 - max(math.log2(self.max_abs), 0.0)
         if not 8 <= self.scale_bits <= room:
             raise ParameterError(
                 f"scale_bits must be in [8, {math.floor(room)}] for these primes and max_abs, "

@@ -103,7 +103,7 @@ def test_h1_the_attack_works_where_the_low_bits_are_bare(asked, monkeypatch):
     layer, owner, keys, sent, noise = asked
 
     def coarse(random, count, width):
-        drop = width.bit_length() - 50
+        drop = width.bit_length() - 42
         return flood(random, count, width >> drop) * (1 << drop)
 
     monkeypatch.setattr(guarded_module, "flood", coarse)

@@ -80,7 +80,7 @@ def test_the_error_is_what_was_predicted(params):
     layer = EncryptedLinear(dense, params=params)
     values = unit_rows(rng, 1, 64)
     error = np.abs(through_the_wire(layer, values, client(params)) - values @ dense.T).max()
-    assert params.predicted_error() / 3000 < error <= params.predicted_error()
+    assert params.predicted_error() / 30_000 < error <= params.predicted_error()
     check(params, np.eye(64)[rng.permutation(64)], None, values)
 
 
@@ -125,9 +125,9 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_weights_too_large_for_the_range_are_refused_before_anything_is_encrypted():
     with pytest.raises(RangeError, match="longer modulus"):
-        EncryptedLinear(np.full((4, 4), 1e6), params=FAST)
+        EncryptedLinear(np.full((4, 4), 1e9), params=FAST)
     with pytest.raises(RangeError):
-        EncryptedLinear(np.eye(4), np.full(4, 1e7), params=FAST)
+        EncryptedLinear(np.eye(4), np.full(4, 1e10), params=FAST)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.1])
