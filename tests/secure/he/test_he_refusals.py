@@ -1,5 +1,6 @@
 """H4, H5: what a caller, a file or a command may bring: the right result, or one line of ours."""
 
+import hashlib
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from secure.he import serve as serve_module
 from secure.he._files import load_array
 from secure.he.certificates import write_self_signed
 from secure.he.plans import ResiduePlan, RotationPlan
+from secure.he.policy import HEPolicy, load_key, provision_key
 from secure.he.serve import Limits, load_layer
 
 from .he_tools import FAST, PRECISE, RESIDUE, client, through_the_wire, unit_rows
@@ -286,3 +288,28 @@ def test_a_header_of_petabytes_allocates_nothing(tmp_path):
 def test_residue_parameters_have_no_rotation_to_offer():
     with pytest.raises(ParameterError, match="special prime"):
         RotationPlan(RESIDUE, 2, 2)
+
+
+def test_a_key_file_is_a_key_or_one_line(tmp_path):
+    policy = HEPolicy(clients=3, bound=1.0, rounds=1)
+    provision_key(tmp_path / "he.key", policy)
+    good = (tmp_path / "he.key").read_bytes()
+    rng = np.random.default_rng(0)
+    spoiled = [b"", b"x" * 100, good[:-1], good + b"x", bytes(1 << 24)]
+    for _ in range(40):
+        data = bytearray(good)
+        # Headers above all, and a digest that fits again.
+        place = int(rng.integers(0, 120 if rng.integers(2) else len(good) - 40))
+        data[place : place + 4] = rng.bytes(4)
+        spoiled.append(bytes(data[:-32]) + hashlib.sha256(data[:-32]).digest())
+    for index, data in enumerate(spoiled):
+        (tmp_path / "other.key").write_bytes(data)
+        assert one_line(lambda: load_key(tmp_path / "other.key"))
+        if index < 5:
+            with pytest.raises(SecureError):
+                load_key(tmp_path / "other.key")
+    for place in (tmp_path, tmp_path / "no" / "he.key"):
+        with pytest.raises(ParameterError):
+            provision_key(place, policy)
+        with pytest.raises(ParameterError):
+            load_key(place)
