@@ -74,9 +74,9 @@ class GuardedLinear:
         be, its input is encoded by `HEClient`, its noise no larger than honest): each result is
         within 2^-statistical_bits, beside the hardness of ring-LWE, of a function of `y`
         and public values. `y` is `W' x + b`, with W' the weights as they were rounded when
-        they were encoded; it is linear in W'. The scale of the result and the size of the flooding tell
-        the largest norm of a row and the largest result, each to a factor of two. Input
-        privacy is that of `EncryptedLinear`. A client that departs from the protocol is not
+        they were encoded; it is linear in W'. The scale of the result and the size of the
+        flooding tell the largest norm of a row and the largest result, each to a factor of
+        two. Input privacy is that of `EncryptedLinear`. A client that departs from the protocol is not
         covered: noise of its own choice can be larger than what f hides.
 
     Raises:
