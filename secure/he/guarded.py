@@ -76,8 +76,8 @@ class GuardedLinear:
         and public values. `y` is `W' x + b`, with W' the weights as they were rounded when
         they were encoded; it is linear in W'. The scale of the result and the size of the
         flooding tell the largest norm of a row and the largest result, each to a factor of
-        two. Input privacy is that of `EncryptedLinear`. A client that departs from the protocol is not
-        covered: noise of its own choice can be larger than what f hides.
+        two. Input privacy is that of `EncryptedLinear`. A client that departs from the
+        protocol is not covered: noise of its own choice can be larger than what f hides.
 
     Raises:
         RangeError: The parameters have no room for the flooding.
