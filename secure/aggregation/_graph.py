@@ -74,7 +74,9 @@ def _threshold(members: int, corrupt: int, dropped: int, k: int, active: bool) -
         cut = _tail_at_most(
             others, min(others, corrupt + dropped), k // 2, k // 2, members, STATISTICAL_SECURITY
         )
-        return rare if cut else None
+        # At least 2, also where nobody is corrupt by assumption: no single member may hold
+        # another one's secrets.
+        return max(rare, 2) if cut else None
     # Never both kinds of share: 2t > (k + 1) + corrupt. Never a cut, even if the server drops
     # whom it likes: beside a run of k/2 that are gone or corrupt, a member has at most
     # k/2 + 1 + (corrupt in the run) neighbours left, which must be below t.

@@ -5,7 +5,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secure.aggregation import Identity, Policy, Roster, plan, save_identity
 from secure.aggregation import load_identity as load
-from secure.aggregation._hashing import digest
+from secure._hashing import digest
 from secure.aggregation._keys import agree, derive, seal, unseal, verify
 from secure.aggregation._messages import (
     Bundle,
@@ -172,7 +172,7 @@ def test_messages_of_another_shape_are_refused(change):
 
 def test_a_bundle_has_one_size():
     identity = Identity.generate(RNG)
-    bundle = Bundle.signed(identity, b"s", 7, *(bytes([n] * 32) for n in range(4)))
+    bundle = Bundle.signed(identity, b"s", 7, *(bytes([n] * 32) for n in range(5)))
     assert Bundle.from_bytes(bundle.to_bytes()) == bundle
     for data in (b"", bundle.to_bytes()[:-1], bundle.to_bytes() + b"\0"):
         with pytest.raises(IntegrityError, match="196 bytes"):
