@@ -10,6 +10,7 @@ from secure.aggregation._payload import Aggregate
 from secure.aggregation._server import SecureSum, Server
 from secure.errors import IntegrityError, SecureError
 from secure.flower._history import RoundRecord, TripRecord
+from secure.flower._refusals import REFUSALS
 
 log = logging.getLogger("secure.aggregation")
 
@@ -134,7 +135,8 @@ class Drive:
 
     def unfinished(self) -> list[int]:
         """Return the nodes that sent keys, and neither came to the session's end nor ended it."""
-        ended = {node for node, code in self._refusals.items() if code != REJECTED}
+        # Who refused has forgotten already; who could not be reached has not.
+        ended = {node for node, code in self._refusals.items() if code in REFUSALS}
         return [node for node in self._nodes.values() if node not in self._revealed | ended]
 
     def record(self, mean: Aggregate | None, reason: str) -> RoundRecord:
