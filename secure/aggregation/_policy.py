@@ -280,7 +280,7 @@ class Policy:
             form = text.get(name)
             if type(value) is not (int if form is None else str):
                 raise PolicyError("the server's terms have values of a wrong type")
-            if form is not None and not form.fullmatch(value):
+            if form is not None and not form.fullmatch(str(value)):
                 raise PolicyError(f"the server's {name[:20]} is not in the form of a policy")
         try:
             lanes = LanePlan(

@@ -255,12 +255,12 @@ class SecAggStrategy(SummingStrategy):
             pass
 
     def _mean_content(self, session: _Open, layout: Layout, mean: Aggregate) -> RecordDict:
-        told_metrics = {**mean.metrics, self._weight_key: mean.weight}
+        metrics = MetricRecord({**mean.metrics, self._weight_key: mean.weight})
         if mean.clipped:
-            told_metrics[CLIPPED] = mean.clipped
+            metrics[CLIPPED] = mean.clipped
         if mean.kept < mean.clients:
-            told_metrics[UNUSABLE] = mean.clients - mean.kept
-        content = RecordDict({"metrics": MetricRecord(told_metrics)})
+            metrics[UNUSABLE] = mean.clients - mean.kept
+        content = RecordDict({"metrics": metrics})
         if layout.schema:
             content["schema"] = ConfigRecord({SCHEMA_KEY: layout.schema})
         if session.drive.server.setup.kind == "evaluate":

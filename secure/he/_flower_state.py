@@ -1,6 +1,6 @@
 """What a client of encrypted sums has spent: rounds by run, and sums in the life of its key."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +46,13 @@ class Counted:
         self._store = None if state is None else Store(state, f"he-{key.hex()}")
 
     @contextmanager
-    def _record(self) -> Iterator[MutableMapping[str, Any]]:
+    def _record(self) -> Iterator[dict[str, Any]]:
         if self._store is not None:
             with self._store.transaction() as record:
                 yield record
             return
         kept = self._context.state.config_records.get(RECORD)
-        record = dict(kept) if kept is not None else {}
+        record: dict[str, Any] = {} if kept is None else dict(kept)
         yield record
         self._context.state.config_records[RECORD] = ConfigRecord(record)
 

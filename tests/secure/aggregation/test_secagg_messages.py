@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from secure._hashing import digest
 from secure.aggregation import Identity, Policy, Roster, plan, save_identity
 from secure.aggregation import load_identity as load
-from secure._hashing import digest
 from secure.aggregation._keys import agree, derive, seal, unseal, verify
 from secure.aggregation._messages import (
     Bundle,
