@@ -129,7 +129,8 @@ def degree(members: int, corrupt: int, dropped: int, active: bool) -> Degree | N
             return Degree(k, threshold)
         return None
 
-    # Double up to a safe one, then halve: the next smaller even one is not safe.
+    # Double up to a safe one and halve, which costs little also where all are large; the tails
+    # jump with k, so that a few smaller ones may be safe too: look at the last quarter in turn.
     low, high = 0, 2
     while high < others and sized(high) is None:
         low, high = high, 2 * high
@@ -140,7 +141,8 @@ def degree(members: int, corrupt: int, dropped: int, active: bool) -> Degree | N
     while high - low > 2:
         middle = (low + high) // 4 * 2
         low, high = (middle, high) if sized(middle) is None else (low, middle)
-    return sized(high)
+    start = max(2, high * 3 // 8 * 2)
+    return next(found for k in range(start, high + 1, 2) if (found := sized(k)) is not None)
 
 
 def _order(members: tuple[int, ...], seed: bytes) -> list[int]:
