@@ -61,7 +61,8 @@ __all__ = [
 
 CLIPPED, UNUSABLE = "secagg-clipped", "secagg-unusable"
 """Metrics of a round in which updates were scaled down, or could not be used: how many."""
-_CLOSE_S = 30.0
+# Seconds that a round with a silent client may cost more, so that the others hear of its end.
+_CLOSE_S = 5.0
 
 
 @dataclass(frozen=True)
