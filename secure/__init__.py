@@ -4,6 +4,8 @@ Usable without `fedvlm` by any Flower app or torch module. Each part is imported
 (`secure.aggregation`, `secure.smpc`, `secure.he`), so that none asks for another's packages.
 """
 
+__owner__ = "fedvlm"  # see `secure._whole`
+
 from secure.errors import (
     IntegrityError,
     MissingExtraError,
@@ -12,7 +14,7 @@ from secure.errors import (
     PolicyError,
     SecureError,
 )
-from secure.random import SecureRandom, keystream
+from secure.random import SecureRandom, add_keystreams, keystream
 
 __all__ = [
     "IntegrityError",
@@ -22,5 +24,6 @@ __all__ = [
     "PolicyError",
     "SecureError",
     "SecureRandom",
+    "add_keystreams",
     "keystream",
 ]

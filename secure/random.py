@@ -6,24 +6,35 @@ argument to pass one to.
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from secure import _whole
 from secure.errors import ParameterError
+
+_whole.require()
 
 KEY_BYTES = 32
 _COUNTER_START = bytes(16)
-_CHUNK = 1 << 20
+# Bytes that a pass works on: input, output and accumulator together stay in a core's own cache.
+_CHUNK = 1 << 17
 _ZEROS = memoryview(bytes(_CHUNK))
 
 
-def _fill(encryptor, out: memoryview) -> None:
+def _stream(key: bytes):
+    if len(key) != KEY_BYTES:
+        raise ParameterError(f"a keystream key has {KEY_BYTES} bytes, got {len(key)}")
+    return Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
+
+
+def _fill(stream, out: memoryview) -> None:
     """Write keystream over `out`, a flat byte view, in pieces that stay in the cache."""
     for start in range(0, len(out), _CHUNK):
         piece = out[start : start + _CHUNK]
-        encryptor.update_into(_ZEROS[: len(piece)], piece)
+        stream.update_into(_ZEROS[: len(piece)], piece)
 
 
 def keystream(key: bytes, count: int) -> NDArray[np.uint64]:
@@ -44,23 +55,61 @@ def keystream(key: bytes, count: int) -> NDArray[np.uint64]:
         >>> keystream(bytes(32), 1).tolist()
         [9910523521560253916]
     """
-    if len(key) != KEY_BYTES:
-        raise ParameterError(f"a keystream key has {KEY_BYTES} bytes, got {len(key)}")
     if count < 0:
         raise ParameterError(f"count must be at least 0, got {count}")
     out = np.empty(count, dtype="<u8")
-    encryptor = Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
-    _fill(encryptor, out.view(np.uint8).data)
+    _fill(_stream(key), out.view(np.uint8).data)
     return out.astype(np.uint64, copy=False)
+
+
+def add_keystreams(
+    words: NDArray[np.uint64], added: Sequence[bytes], subtracted: Sequence[bytes] = ()
+) -> NDArray[np.uint64]:
+    """Add and subtract whole keystreams, modulo 2^64, in one pass over the words.
+
+    The same as `words + Σ keystream(a, n) − Σ keystream(s, n)`, without writing any stream to
+    memory: piece by piece, each stream goes over one buffer that stays in the cache.
+
+    Args:
+        words: Shape `(n,)`, dtype uint64; left as it is.
+        added: Keys of the streams to add, 32 bytes each. NEVER REUSE A KEY for another vector.
+        subtracted: Keys of the streams to subtract.
+
+    Returns:
+        Shape `(n,)`, dtype uint64.
+
+    Raises:
+        ParameterError: A key is not 32 bytes.
+    """
+    signed = [(np.add, _stream(key)) for key in added]
+    signed += [(np.subtract, _stream(key)) for key in subtracted]
+    if not signed:
+        return words.copy()
+    out = np.empty_like(words)
+    size = _CHUNK // 8
+    buffer = np.empty(size, dtype="<u8")
+    view = buffer.view(np.uint8).data
+    for start in range(0, len(words), size):
+        source, target = words[start : start + size], out[start : start + size]
+        piece, flat = buffer[: len(target)], view[: 8 * len(target)]
+        zeros = _ZEROS[: len(flat)]
+        for combine, stream in signed:
+            stream.update_into(zeros, flat)
+            combine(source, piece, out=target)
+            source = target
+    return out
 
 
 class SecureRandom:
     """Secret randomness from the operating system, expanded by AES-256-CTR.
 
+    Every call takes a key of its own from the operating system and forgets it: no key outlives a
+    call, threads share nothing, and a forked child draws its own secrets.
+
     Guarantees:
         Draws are indistinguishable from uniform to anyone who has not read this process's
-        memory, as long as AES-256 is a pseudo-random permutation. A forked child draws from a
-        stream of its own. Nothing here can be seeded, and the state can't be pickled.
+        memory during the draw, as long as AES-256 is a pseudo-random permutation. Nothing here
+        can be seeded, and nothing can be pickled.
 
     Example:
         >>> rng = SecureRandom()
@@ -68,28 +117,15 @@ class SecureRandom:
         16
     """
 
-    def __init__(self) -> None:
-        self._pid = -1
-        self._encryptor = None
-
     def _fresh_key(self) -> bytes:
         return os.urandom(KEY_BYTES)
-
-    def _stream(self):
-        # A fork copies the counter: without this, parent and child would draw the same secrets.
-        if self._pid != os.getpid():
-            self._encryptor = Cipher(
-                algorithms.AES(self._fresh_key()), modes.CTR(_COUNTER_START)
-            ).encryptor()
-            self._pid = os.getpid()
-        return self._encryptor
 
     def token(self, size: int) -> bytes:
         """Return `size` secret bytes, for keys and seeds."""
         if size < 0:
             raise ParameterError(f"size must be at least 0, got {size}")
         out = bytearray(size)
-        _fill(self._stream(), memoryview(out))
+        _fill(_stream(self._fresh_key()), memoryview(out))
         return bytes(out)
 
     def words(self, count: int) -> NDArray[np.uint64]:
@@ -97,7 +133,7 @@ class SecureRandom:
         if count < 0:
             raise ParameterError(f"count must be at least 0, got {count}")
         out = np.empty(count, dtype=np.uint64)
-        _fill(self._stream(), out.view(np.uint8).data)
+        _fill(_stream(self._fresh_key()), out.view(np.uint8).data)
         return out
 
     def below(self, bound: int, count: int) -> NDArray[np.uint64]:

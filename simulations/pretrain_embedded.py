@@ -30,8 +30,8 @@ from torch.nn import functional as F
 
 from fedvlm.data import ImageTextData, load_emoji
 from fedvlm.data._packages import CAPTIONS
+from fedvlm.data.emoji import OOD_DOMAIN, PRETRAINING_DOMAINS
 from fedvlm.data.fetch import fetch, read_json
-from fedvlm.data.splits import OOD_DOMAIN, PRETRAINING_DOMAINS
 from fedvlm.errors import DataError
 from fedvlm.files import whole_file, write_text
 from fedvlm.models.embedded import (

@@ -1,34 +1,23 @@
 """Image–caption pairs with the labels that make a federation of them."""
 
 import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fedvlm.data.images import decode_image
+from fedvlm.data.table import shown
 from fedvlm.errors import DataError
 
 
-def decode_image(encoded: bytes) -> Image.Image:
-    """Decode an image file to RGB, transparency on white.
-
-    Raises:
-        DataError: Not an image that Pillow can read.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        if image.mode in ("RGBA", "LA", "P"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise DataError("not an image that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(str(error)) from error
+def _numbers(values: Iterable[Hashable]) -> NDArray[np.int64]:
+    """Number equal values alike, in the order of their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(v, len(numbers)) for v in values], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,11 @@ class ImageTextData:
         public: Shape (N,), bool; pairs of concepts that anybody may see (pretraining, negatives).
         domain_names: Names of the domains.
         topic_names: Names of the topics.
+        contents: A hash of what each image shows, N of them; of the encoded files where None.
+        ood_domain: The domain that is kept out of training for a test out of distribution; None
+            where all are trained on.
+        pretraining_domains: Domains whose public pairs the model was pretrained on.
+        more: Other columns of the table that the pairs came from, N texts each.
     """
 
     name: str
@@ -56,10 +50,16 @@ class ImageTextData:
     public: NDArray[np.bool_]
     domain_names: tuple[str, ...]
     topic_names: tuple[str, ...]
+    contents: Sequence[bytes] | None = None
+    ood_domain: str | None = None
+    pretraining_domains: tuple[str, ...] = ()
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = {len(self.encoded), len(self.captions)}
         sizes |= {len(c) for c in (self.concepts, self.domains, self.topics, self.public)}
+        sizes |= {len(column) for column in self.more.values()}
+        sizes |= set() if self.contents is None else {len(self.contents)}
         if len(sizes) != 1:
             raise DataError(f"{self.name}: columns of different lengths {sorted(sizes)}")
 
@@ -75,9 +75,9 @@ class ImageTextData:
         try:
             return decode_image(self.encoded[index])
         except DataError as error:
-            caption = self.captions[index]
+            caption = shown(self.captions[index])
             raise DataError(
-                f"{self.name}: image {index} ({caption!r}) can't be read: {error}"
+                f"{self.name}: image {index} ({caption}) can't be read: {error}"
             ) from error
 
     def arrays(self, indices: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
@@ -99,13 +99,41 @@ class ImageTextData:
         return out
 
     @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """Shape (N,), int64: pairs whose images show the same share a number, from 0 on.
+
+        Numbered in the order of first appearance. A split, and a coin of membership, takes a group
+        whole: two copies of one image apart from each other would make a leak or hide one.
+        """
+        if self.contents is not None:
+            return _numbers(self.contents)
+        return _numbers(hashlib.sha256(blob).digest() for blob in self.encoded)
+
+    @cached_property
+    def distinct_captions(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """The C different captions, sorted, and for each pair the index of its own: shape (N,).
+
+        Memory grows with the text, however long one caption is.
+        """
+        captions = tuple(sorted(set(self.captions)))
+        number = {caption: index for index, caption in enumerate(captions)}
+        return captions, np.array([number[caption] for caption in self.captions], dtype=np.int64)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every image, caption and label, in hex."""
+        """SHA-256 over every image, caption and label, in hex.
+
+        Where `contents` is known it counts too: what was kept of images that were decoded in
+        another way (features, checkpoints) doesn't pass for what is seen now.
+        """
         digest = hashlib.sha256()
         for blob, caption in zip(self.encoded, self.captions, strict=True):
             digest.update(hashlib.sha256(blob).digest())
-            digest.update(caption.encode() + b"\0")
+            digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
         for column in (self.concepts, self.domains, self.topics, self.public):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        digest.update("\0".join((*self.domain_names, *self.topic_names)).encode())
+        names = "\0".join((*self.domain_names, *self.topic_names))
+        digest.update(names.encode("utf-8", "surrogatepass"))
+        for content in self.contents or ():
+            digest.update(content)
         return digest.hexdigest()

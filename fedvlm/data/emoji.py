@@ -24,6 +24,8 @@ from fedvlm.errors import DataError
 from fedvlm.files import cache_dir, one_at_a_time, whole_file
 
 IMAGE_SIZE = 96
+OOD_DOMAIN = "openmoji"
+PRETRAINING_DOMAINS = ("noto", "twemoji")
 RECIPE = 2  # raise it when rendering changes: the cache is then made anew
 _SKIPPED_GROUPS = ("component", "flags")
 _INDEX = "pairs.json"
@@ -192,6 +194,8 @@ def _read(path: Path) -> ImageTextData:
         public=np.array([_is_public(row[0]) for row in rows]),
         domain_names=domain_names,
         topic_names=topic_names,
+        ood_domain=OOD_DOMAIN,
+        pretraining_domains=PRETRAINING_DOMAINS,
     )
 
 

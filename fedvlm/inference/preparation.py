@@ -104,6 +104,9 @@ def read_preparation(folder: Path) -> Preparation:
             )
         return StemPreparation()
     if (folder / _PROCESSOR_FILE).is_file():
+        from fedvlm._torchvision import hide_if_broken
+
+        hide_if_broken()
         from transformers import AutoImageProcessor
 
         try:

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import betaincinv, gammaln
 
 from fedvlm.models.vlm import VLM
 from fedvlm.training.pairs import EncodedPairs
 
 _GALLERY = 100
+_COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well images find their captions, as fractions in [0, 1].
+    """How well images find their captions, as fractions in [0, 1] but for `candidates`.
 
     Attributes:
         recall_at_1: The right caption is first among all captions of the part.
@@ -23,17 +24,23 @@ class Retrieval:
         recall_at_10: It is among the first ten.
         one_of_100: It is first among itself and 99 others drawn at random, in expectation over
             the draw (exact, not sampled); among all where there are fewer than 100.
+        candidates: Among how many that really is: 100, or all captions where they are fewer.
+        one_of_100_low: Lower end of a 95 % interval over images; see `mean_interval`.
+        one_of_100_high: Its upper end.
     """
 
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
     one_of_100: float
+    candidates: int
+    one_of_100_low: float
+    one_of_100_high: float
 
 
-def _chance_of_first(better: NDArray[np.int64], others: int) -> NDArray[np.float64]:
+def _chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the chance that none of `better` captions is among 99 drawn from `others`."""
-    drawn = min(_GALLERY - 1, others)
+    drawn = np.minimum(_GALLERY - 1, others)
     worse = others - better
     # Hypergeometric: C(worse, drawn) / C(others, drawn), zero where there are too few worse ones.
     enough = worse >= drawn
@@ -47,24 +54,114 @@ def _chance_of_first(better: NDArray[np.int64], others: int) -> NDArray[np.float
     return np.where(enough, np.exp(log), 0.0)
 
 
-def retrieval(scores: NDArray[np.float32], right: NDArray[np.int64]) -> Retrieval:
+def mean_interval(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> tuple[float, float]:
+    """Return a 95 % interval for the mean of values in [0, 1].
+
+    Clopper and Pearson's interval, as if the mean were a rate of right and wrong answers: no
+    distribution on [0, 1] of that mean spreads more than that one. Values of one cluster may move
+    together: n is then (Σ m)² / Σ m² over the clusters' sizes m, which is their number where
+    their sizes are equal (Kish 1965, section 5.4).
+
+    Args:
+        values: Shape (N,), in [0, 1], N at least 1.
+        clusters: Shape (N,): values of one image share a number.
+    """
+    sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
+    n = sizes.sum() ** 2 / (sizes**2).sum()
+    right = float(np.clip(values.mean(), 0.0, 1.0)) * n
+    tail = (1 - _COVERAGE) / 2
+    low = betaincinv(right, n - right + 1, tail) if right > 0 else 0.0
+    high = betaincinv(right + 1, n - right, 1 - tail) if right < n else 1.0
+    return float(low), float(high)
+
+
+def _better(
+    scores: NDArray[np.float32], right: NDArray[np.int64], ignored: NDArray[np.bool_] | None
+) -> NDArray[np.int64]:
+    """Count the columns that a row's own one doesn't beat.
+
+    Asked as "not below", so that whatever isn't a number, there or here, counts against the model.
+    """
+    rows = np.arange(len(scores))
+    unbeaten = ~(scores < scores[rows, right][:, None])
+    unbeaten[rows, right] = False
+    if ignored is not None:
+        unbeaten &= ~ignored
+    return unbeaten.sum(axis=1)
+
+
+def retrieval(
+    scores: NDArray[np.float32],
+    right: NDArray[np.int64],
+    also_right: NDArray[np.bool_] | None = None,
+    images: NDArray[np.int64] | None = None,
+) -> Retrieval:
     """Score image-to-caption retrieval.
 
     Args:
         scores: Shape (N, C): similarity of N images with C captions.
         right: Shape (N,): the column of each image's own caption.
+        also_right: Shape (N, C): captions that are right for an image too, and so neither beat
+            its own one nor are drawn beside it; None where there are none.
+        images: Shape (N,): rows that show the same image share a number; None where all differ.
 
     Returns:
-        Recalls. A tie counts against the model.
+        Recalls. A tie counts against the model, and so does a score that is not a number: none
+        rises when a score is replaced by NaN.
     """
-    own = scores[np.arange(len(scores)), right]
-    better = (scores >= own[:, None]).sum(axis=1) - 1
+    ignored = None
+    if also_right is not None:
+        ignored = also_right.copy()
+        ignored[np.arange(len(scores)), right] = False
+    better = _better(scores, right, ignored)
+    others = np.full(len(scores), scores.shape[1] - 1)
+    if ignored is not None:
+        others -= ignored.sum(axis=1)
+    chance = _chance_of_first(better, others)
+    low, high = mean_interval(chance, np.arange(len(scores)) if images is None else images)
     return Retrieval(
         recall_at_1=float((better < 1).mean()),
         recall_at_5=float((better < 5).mean()),
         recall_at_10=float((better < 10).mean()),
-        one_of_100=float(_chance_of_first(better, scores.shape[1] - 1).mean()),
+        one_of_100=float(chance.mean()),
+        candidates=min(_GALLERY, int(others.min()) + 1),
+        one_of_100_low=low,
+        one_of_100_high=high,
     )
+
+
+def accuracy(scores: NDArray[np.float32], right: NDArray[np.int64]) -> float:
+    """Return the share of rows whose right column is above all others.
+
+    Args:
+        scores: Shape (N, C).
+        right: Shape (N,): a row's right column; -1 where it isn't among them, which is wrong.
+
+    Returns:
+        A fraction. A tie, and a score that is not a number, count against the model.
+    """
+    known = right >= 0
+    return float((known & (_better(scores, np.where(known, right, 0), None) == 0)).mean())
+
+
+def _also_right(
+    gallery: NDArray[np.int64], caption_of: NDArray[np.int64], *labels: NDArray[np.int64]
+) -> NDArray[np.bool_] | None:
+    """Mark the captions that another pair of the same label has, for each pair of a part."""
+    columns = np.searchsorted(gallery, caption_of)
+    marks: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for label in labels:
+        order = np.lexsort((columns, label))
+        for rows in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+            several = np.unique(columns[rows])
+            if len(several) > 1:
+                marks.append((rows, several))
+    if not marks:
+        return None
+    found = np.zeros((len(caption_of), len(gallery)), dtype=np.bool_)
+    for rows, several in marks:
+        found[np.ix_(rows, several)] = True
+    return found
 
 
 def _embed_images(vlm: VLM, pairs: EncodedPairs, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -101,11 +198,14 @@ class Evaluator:
         self._rows = np.unique(used)
 
     def __call__(self, vlm: VLM) -> dict[str, float]:
-        """Return metrics by name, all fractions in [0, 1].
+        """Return metrics by name, fractions in [0, 1] but for `P_candidates`.
 
         For each part `P`: `P_recall_at_1`, `P_recall_at_5`, `P_recall_at_10`, `P_one_of_100`,
-        `P_topic_accuracy`. For the part `test` also `domain_D` (one of 100 by domain), and
-        `worst_domain`.
+        `P_topic_accuracy`; `P_candidates`, among how many captions "one of 100" really is; and
+        `P_one_of_100_low`, `P_one_of_100_high`, a 95 % interval over the part's images. For the
+        part `test` also `domain_D` (one of 100 by domain), and `worst_domain`.
+
+        Other captions of the same image or concept are right too, and not among the candidates.
         """
         pairs = self._pairs
         texts = vlm.embed(pairs.captions(self._rows), "text")
@@ -116,12 +216,14 @@ class Evaluator:
             columns = texts[torch.from_numpy(np.searchsorted(self._rows, gallery))]
             scores = (images @ columns.T).numpy()
             right = np.searchsorted(gallery, pairs.caption_of[part])
-            for key, value in vars(retrieval(scores, right)).items():
+            shown = pairs.groups[part]
+            also = _also_right(gallery, pairs.caption_of[part], pairs.concepts[part], shown)
+            for key, value in vars(retrieval(scores, right, also, shown)).items():
                 metrics[f"{name}_{key}"] = value
             if self._topic_captions is not None:
                 metrics[f"{name}_topic_accuracy"] = self._topic_accuracy(texts, images, part)
             if name == "test":
-                metrics |= self._by_domain(scores, right, part)
+                metrics |= self._by_domain(scores, right, also, part)
         return metrics
 
     def _topic_accuracy(
@@ -132,17 +234,22 @@ class Evaluator:
         names = np.unique(topics)
         means = torch.stack([embedded[torch.from_numpy(topics == t)].mean(dim=0) for t in names])
         means = torch.nn.functional.normalize(means, dim=-1)
-        guess = names[(images @ means.T).argmax(dim=1).numpy()]
-        return float((guess == self._pairs.topics[part]).mean())
+        wanted = self._pairs.topics[part]
+        column = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+        right = np.where(names[column] == wanted, column, -1)
+        return accuracy((images @ means.T).numpy(), right)
 
     def _by_domain(
-        self, scores: NDArray[np.float32], right: NDArray[np.int64], part: NDArray[np.int64]
+        self,
+        scores: NDArray[np.float32],
+        right: NDArray[np.int64],
+        also: NDArray[np.bool_] | None,
+        part: NDArray[np.int64],
     ) -> dict[str, float]:
         domains = self._pairs.domains[part]
-        found = {
-            f"domain_{self._pairs.domain_names[number]}": retrieval(
-                scores[domains == number], right[domains == number]
-            ).one_of_100
-            for number in np.unique(domains)
-        }
+        found = {}
+        for number in np.unique(domains):
+            rows = domains == number
+            score = retrieval(scores[rows], right[rows], None if also is None else also[rows])
+            found[f"domain_{self._pairs.domain_names[number]}"] = score.one_of_100
         return found | {"worst_domain": min(found.values())}

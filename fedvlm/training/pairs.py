@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
-from fedvlm.models.processor import ImageInputs, LoadedModel
+from fedvlm.models.processor import ImageInputs, LoadedModel, told_apart
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EncodedPairs:
         topics: Shape (N,), int64.
         domain_names: Names of the domains.
         topic_names: Names of the topics.
+        groups: Shape (N,), int64; pairs whose images show the same share a number.
     """
 
     images: ImageInputs
@@ -35,6 +36,7 @@ class EncodedPairs:
     topics: NDArray[np.int64]
     domain_names: tuple[str, ...]
     topic_names: tuple[str, ...]
+    groups: NDArray[np.int64]
 
     def captions(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the caption inputs of rows of `text`, without the padding that all share."""
@@ -61,17 +63,23 @@ def encode_pairs(
 
     Returns:
         The inputs of the pairs.
+
+    Raises:
+        ConfigError: The model's tokenizer can't take the captions, or tell them apart.
     """
-    distinct, caption_of = np.unique(np.array(data.captions), return_inverse=True)
+    distinct, caption_of = data.distinct_captions
+    text = model.processor.texts(distinct)
+    told_apart(distinct, text)
     return EncodedPairs(
         images=model.processor.images(
             data, np.arange(len(data)) if rows is None else rows, progress
         ),
-        text=model.processor.texts([str(caption) for caption in distinct]),
+        text=text,
         caption_of=caption_of,
         concepts=data.concepts,
         domains=data.domains,
         topics=data.topics,
         domain_names=data.domain_names,
         topic_names=data.topic_names,
+        groups=data.groups,
     )

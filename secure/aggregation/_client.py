@@ -41,7 +41,7 @@ from secure.aggregation._state import ClientState
 from secure.errors import IntegrityError, ParameterError, PolicyError
 from secure.flower._refusals import StageError
 from secure.flower._store import Spent
-from secure.random import SecureRandom, keystream
+from secure.random import SecureRandom, add_keystreams
 
 QUESTION_BYTES = 32
 
@@ -290,8 +290,9 @@ class Client:
         """
         with self._stage("shared", inbox.session) as state:
             peers = self._checked_dealers(inbox)
+            channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
             opened = [
-                self._unsealed(sender, ciphertext, commitments)
+                self._unsealed(channel, sender, ciphertext, commitments)
                 for sender, ciphertext, commitments in zip(
                     inbox.senders, inbox.ciphertexts, inbox.commitments, strict=True
                 )
@@ -337,9 +338,10 @@ class Client:
             )
         return peers
 
-    def _unsealed(self, sender: int, ciphertext: bytes, commitments: bytes) -> bytes:
+    def _unsealed(
+        self, channel: X25519PrivateKey, sender: int, ciphertext: bytes, commitments: bytes
+    ) -> bytes:
         state = self.state
-        channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
         public = state.channel_keys[state.neighbours.index(sender)]
         key = bind.channel_key(channel, public, state.cohort, sender, self.member)
         data = bind.channel_data(state.cohort, sender, self.member, commitments)
@@ -356,18 +358,14 @@ class Client:
         state = self.state
         if self.words is None:
             raise StageError("the vector of this session is gone")
-        words = self.words.copy()
-        count = len(words)
-        words += keystream(bind.self_mask_key(state.self_seed, state.cohort, self.member), count)
+        added = [bind.self_mask_key(state.self_seed, state.cohort, self.member)]
+        subtracted = []
         private = bind.mask_private_key(state.mask_seed, state.session, self.member)
+        public_keys = dict(zip(state.neighbours, state.mask_keys, strict=True))
         for peer in peers:
-            public = state.mask_keys[state.neighbours.index(peer)]
-            key = bind.pair_mask_key(private, public, state.cohort, self.member, peer)
-            if self.member < peer:
-                words += keystream(key, count)
-            else:
-                words -= keystream(key, count)
-        return words
+            key = bind.pair_mask_key(private, public_keys[peer], state.cohort, self.member, peer)
+            (added if self.member < peer else subtracted).append(key)
+        return add_keystreams(self.words, added, subtracted)
 
     def _check_survivors(self, survivors: tuple[int, ...]) -> None:
         """Refuse a survivor set that is too small, inconsistent, or isolates a neighbour."""

@@ -1,7 +1,8 @@
 """Lanes: small integers side by side in 64-bit words, so that adding words adds every lane.
 
 As long as no lane's sum reaches 2^lane, the addition modulo 2^64 carries nothing from one lane
-into the next, and keystream bytes = wire bytes.
+into the next, and keystream bytes = wire bytes. A vector is cut into as many runs as a word has
+lanes, and run k fills lane k of the words in order: so every step works on contiguous memory.
 """
 
 import numpy as np
@@ -44,8 +45,31 @@ def words_for(length: int, lane: int) -> int:
     return -(-length // (WORD_BITS // lane))
 
 
+def runs(length: int, lane: int) -> list[tuple[int, slice]]:
+    """Return where each lane's values stand in a vector: (shift, slice), lowest lane first.
+
+    Args:
+        length: Values in the vector.
+        lane: One of `LANES`.
+
+    Raises:
+        ParameterError: The lane is not one of `LANES`.
+
+    Example:
+        >>> runs(5, 21)
+        [(0, slice(0, 2, None)), (21, slice(2, 4, None)), (42, slice(4, 5, None))]
+    """
+    if lane not in LANES:
+        raise ParameterError(f"a lane has {', '.join(map(str, LANES))} bits, got {lane}")
+    count = words_for(length, lane)
+    edges = [min(length, index * count) for index in range(WORD_BITS // lane + 1)]
+    return [
+        (index * lane, slice(edges[index], edges[index + 1])) for index in range(WORD_BITS // lane)
+    ]
+
+
 def pack(values: NDArray[np.uint64], lane: int) -> NDArray[np.uint64]:
-    """Lay values side by side in words, the first in the lowest bits.
+    """Lay values side by side in words, the first ones in the lowest bits.
 
     Args:
         values: Shape `(length,)`, dtype uint64, each below 2^lane.
@@ -59,17 +83,13 @@ def pack(values: NDArray[np.uint64], lane: int) -> NDArray[np.uint64]:
 
     Example:
         >>> pack(np.array([1, 2, 3], dtype=np.uint64), 32).tolist()
-        [8589934593, 3]
+        [12884901889, 2]
     """
-    _check_lane(lane)
-    per_word = WORD_BITS // lane
-    whole = len(values) // per_word
+    parts = runs(len(values), lane)
     words = np.zeros(words_for(len(values), lane), dtype=np.uint64)
-    body = values[: whole * per_word].reshape(whole, per_word)
-    for index in range(per_word):
-        words[:whole] |= body[:, index] << np.uint64(index * lane)
-    for index, value in enumerate(values[whole * per_word :]):
-        words[whole] |= value << np.uint64(index * lane)
+    for shift, run in parts:
+        part = values[run]
+        words[: len(part)] |= part << np.uint64(shift)
     return words
 
 
@@ -79,20 +99,16 @@ def unpack(words: NDArray[np.uint64], lane: int, length: int) -> NDArray[np.uint
     Raises:
         ParameterError: The lane is not one of `LANES`, or the words don't hold `length` values.
     """
-    _check_lane(lane)
+    parts = runs(length, lane)
     if len(words) != words_for(length, lane):
         raise ParameterError(
             f"{length} values in lanes of {lane} bits take {words_for(length, lane)} words, "
             f"got {len(words)}"
         )
-    per_word = WORD_BITS // lane
     mask = np.uint64((1 << lane) - 1)
-    values = np.empty((len(words), per_word), dtype=np.uint64)
-    for index in range(per_word):
-        values[:, index] = (words >> np.uint64(index * lane)) & mask
-    return values.reshape(-1)[:length]
-
-
-def _check_lane(lane: int) -> None:
-    if lane not in LANES:
-        raise ParameterError(f"a lane has {', '.join(map(str, LANES))} bits, got {lane}")
+    values = np.empty(length, dtype=np.uint64)
+    for shift, run in parts:
+        part = values[run]
+        np.right_shift(words[: len(part)], np.uint64(shift), out=part)
+        part &= mask
+    return values

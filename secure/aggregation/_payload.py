@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.aggregation._policy import Policy
+from secure.aggregation._rounding import norm_at_most
 from secure.errors import IntegrityError, ParameterError, PeerError
 from secure.flower._layout import WORDS_A_METRIC, Aggregate, Layout
 from secure.random import SecureRandom
@@ -33,8 +34,10 @@ __all__ = [
 POINT = 1 << 16
 
 
-def clipped(vector: NDArray[np.floating], policy: Policy) -> float:
-    """Return the factor that brings an update within the policy's clip, at most 1.
+def clipped(vector: NDArray[np.floating], policy: Policy) -> tuple[float, float]:
+    """Return the factor that brings an update within the policy's clip, and what its reach is.
+
+    The reach bounds every coordinate: the L2 norm under `norm`, else the largest magnitude.
 
     Raises:
         ParameterError: The vector is not one-dimensional or not finite.
@@ -45,16 +48,16 @@ def clipped(vector: NDArray[np.floating], policy: Policy) -> float:
             f"of {vector.dtype}"
         )
     if policy.clip == "norm":
-        wide = vector.astype(np.float64, copy=False)
-        reach = math.sqrt(float(np.dot(wide, wide)))
+        reach = norm_at_most(vector)
     else:
         # A NaN is the maximum of anything that holds one.
         reach = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
     if not math.isfinite(reach):
         raise ParameterError("the update holds NaN or Inf; it was not sent")
     if policy.clip == "none" or reach <= policy.plan.bound:
-        return 1.0
-    return policy.plan.bound / reach
+        return 1.0, reach
+    # Bits below the quotient, so that no rounding brings factor · reach above the bound.
+    return policy.plan.bound / reach * (1 - 2.0**-50), reach
 
 
 def examples_and_metrics(
@@ -119,11 +122,11 @@ def encode(
         raise ParameterError("the number of examples must be finite and at least 0")
     # On the grid of the sum of weights, so that numerator and denominator weigh alike.
     clamped = round(min(float(weight), float(policy.max_weight)) * POINT) / POINT
-    factor = clipped(vector, policy)
+    factor, reach = clipped(vector, policy)
     counts = [1, int(factor < 1.0)]
     if policy.weighting == "examples":
         factor *= clamped / policy.max_weight
-    lanes = policy.plan.encode(vector, rng, factor)
+    lanes = policy.plan.encode(vector, rng, factor, reach)
     return _joined(lanes, counts, clamped, metrics, policy, rng)
 
 

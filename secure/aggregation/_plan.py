@@ -6,25 +6,19 @@ no lane can overflow: clients · (levels − 1) < 2^lane.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._packing import LANES, WORD_BITS, lane_for, pack, unpack, words_for
+from secure.aggregation._packing import LANES, WORD_BITS, lane_for, runs, unpack, words_for
+from secure.aggregation._rounding import Rounding
 from secure.errors import ParameterError
 from secure.random import SecureRandom
 
 MAX_LEVELS = 1 << 31
-_POINT = float(1 << 32)
-# Fits into the cache, and fills whole words in every lane: a multiple of 1, 2, 3 and 4.
-_CHUNK = 3 << 14
-
-
-def _chunks(vector: NDArray[np.floating]) -> Iterator[NDArray[np.floating]]:
-    for start in range(0, len(vector), _CHUNK):
-        yield vector[start : start + _CHUNK]
+# Words that a pass works on: what it reads and writes stays in a core's own cache.
+_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -117,38 +111,46 @@ class LanePlan:
         Raises:
             ParameterError: A value is not finite or beyond the bound.
         """
-        parts = [self._levels(chunk, rng, scale) for chunk in _chunks(vector)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
-
-    def _levels(
-        self, chunk: NDArray[np.floating], rng: SecureRandom, scale: float
-    ) -> NDArray[np.uint64]:
-        """Quantise what fits into the cache, in fixed point with 32 bits after the point."""
-        unit = _POINT / self.step
-        top = (self.levels - 1) * _POINT
-        y = np.multiply(chunk, scale * unit, dtype=np.float64)
-        y += self.bound * unit
-        low, high = float(y.min()), float(y.max())
-        # The clip leaves a norm a rounding error above its target; that much is no overstep.
-        # Written so that a NaN fails the comparison too.
-        if not (low >= -1e-6 * top and high <= top * (1 + 1e-6)):
-            raise ParameterError(
-                f"the update has a value that is not finite or beyond ±{self.bound:g}; "
-                "clip it, or raise the plan's bound"
-            )
-        if low < 0 or high > top:
-            np.clip(y, 0.0, top, out=y)
-        fixed = y.astype(np.int64)
-        fixed += rng.words((len(y) + 1) // 2).view(np.uint32)[: len(y)]
-        fixed >>= 32
-        return fixed.view(np.uint64)
+        rounding = Rounding(self.bound, self.levels, scale)
+        out = np.empty(len(vector), dtype=np.uint64)
+        for start in range(0, len(vector), _CHUNK):
+            piece = out[start : start + _CHUNK]
+            drawn = rounding.draw(len(piece), rng)
+            levels = rounding.levels(vector[start : start + _CHUNK], drawn)
+            np.subtract(levels, rounding.base, out=piece.view(np.int64))
+        return out
 
     def encode(
-        self, vector: NDArray[np.floating], rng: SecureRandom, scale: float = 1.0
+        self,
+        vector: NDArray[np.floating],
+        rng: SecureRandom,
+        scale: float = 1.0,
+        norm: float = math.inf,
     ) -> NDArray[np.uint64]:
-        """Quantise and pack: words of shape `(words(length),)`, dtype uint64."""
-        parts = [pack(self._levels(chunk, rng, scale), self.lane) for chunk in _chunks(vector)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+        """Quantise and pack: words of shape `(words(length),)`, dtype uint64.
+
+        As `quantise`; `norm` is a number that the vector's L2 norm doesn't exceed, where one is
+        known: it saves looking at every value once more.
+        """
+        rounding = Rounding(self.bound, self.levels, scale, norm)
+        parts = runs(len(vector), self.lane)
+        # What the base leaves in all lanes of a word together, modulo 2^64, taken off once.
+        bases = [np.uint64((rounding.base << shift) % (1 << WORD_BITS)) for shift, _ in parts]
+        base = np.add.reduce(np.array(bases))
+        words = np.empty(self.words(len(vector)), dtype=np.uint64)
+        for start in range(0, len(words), _CHUNK):
+            out = words[start : start + _CHUNK]
+            drawn = rounding.draw(len(out) * len(parts), rng)
+            for index, (shift, run) in enumerate(parts):
+                part = vector[run][start : start + _CHUNK]
+                levels = rounding.levels(part, drawn[index * len(out) :]).view(np.uint64)
+                if not shift:  # the lowest lane is never short: there are as many words
+                    np.subtract(levels, base, out=out)
+                    continue
+                levels <<= np.uint64(shift)
+                out[: len(part)] += levels
+                out[len(part) :] += bases[index]
+        return words
 
     def decode(self, words: NDArray[np.uint64], length: int, clients: int) -> NDArray[np.float64]:
         """Turn summed words into the sum of the clients' values.

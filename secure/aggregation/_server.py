@@ -35,7 +35,7 @@ from secure.aggregation._policy import Policy, Sharing
 from secure.aggregation._shamir import SECRET_BYTES, combine
 from secure.errors import IntegrityError, PeerError, PolicyError, SecureError
 from secure.flower._refusals import StageError
-from secure.random import SecureRandom, keystream
+from secure.random import SecureRandom, add_keystreams
 
 _T = TypeVar("_T", str, bytes)
 SEALED_BYTES = SEAL_NONCE_BYTES + 2 * SECRET_BYTES + TAG_BYTES
@@ -406,31 +406,28 @@ class Server:
             )
         return combine(shares, self._sharing.threshold)
 
-    def _remove_self_mask(self, owner: int) -> None:
+    def _self_mask_key(self, owner: int) -> bytes:
         seed = self._secret(owner)
         if bind.self_commitment(seed, self._session, owner) != self._in.bundles[owner].commitment:
             raise IntegrityError(
                 f"member {owner} dealt shares of another secret than it committed to"
             )
-        self._total -= keystream(bind.self_mask_key(seed, self._cohort, owner), len(self._total))
+        return bind.self_mask_key(seed, self._cohort, owner)
 
-    def _remove_pair_masks(self, gone: int, alive: set[int]) -> None:
+    def _pair_mask_keys(self, gone: int, alive: set[int]) -> tuple[list[bytes], list[bytes]]:
+        """Return the keys of what survivors added for a member that is gone, and subtracted."""
         seed = self._secret(gone)
         private = bind.mask_private_key(seed, self._session, gone)
         if private.public_key().public_bytes_raw() != self._in.bundles[gone].mask_key:
             raise IntegrityError(f"member {gone} dealt shares of another key than it advertised")
+        added, subtracted = [], []
         for peer in self._around[gone]:
             if peer in alive:
                 public = self._in.bundles[peer].mask_key
-                mask = keystream(
-                    bind.pair_mask_key(private, public, self._cohort, gone, peer),
-                    len(self._total),
-                )
+                key = bind.pair_mask_key(private, public, self._cohort, gone, peer)
                 # The survivor added the mask if its id is the lower one.
-                if peer < gone:
-                    self._total -= mask
-                else:
-                    self._total += mask
+                (added if peer < gone else subtracted).append(key)
+        return added, subtracted
 
     def result(self) -> SecureSum:
         """Close the last trip and take the masks off the sum.
@@ -447,7 +444,8 @@ class Server:
         alive = set(self._survivors)
         for owner in self._dealers:
             if owner in alive:
-                self._remove_self_mask(owner)
+                masks = [self._self_mask_key(owner)], []
             else:
-                self._remove_pair_masks(owner, alive)
+                masks = self._pair_mask_keys(owner, alive)
+            self._total = add_keystreams(self._total, masks[1], masks[0])
         return SecureSum(self._total, self._survivors, self._known_layout(), tuple(self.faults))

@@ -13,6 +13,7 @@ from secure.smpc._query import Query
 from secure.smpc.errors import (
     AccuracyError,
     CalibrationError,
+    CalibrationWarning,
     MaterialError,
     PlanMismatchError,
     UnsupportedModuleError,
@@ -31,6 +32,7 @@ __all__ = [
     "Answer",
     "Builder",
     "CalibrationError",
+    "CalibrationWarning",
     "Client",
     "Cost",
     "Folder",

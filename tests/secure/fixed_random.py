@@ -9,6 +9,8 @@ class FixedRandom(SecureRandom):
     def __init__(self, number: int = 0) -> None:
         super().__init__()
         self._number = number
+        self._calls = 0
 
     def _fresh_key(self) -> bytes:
-        return self._number.to_bytes(32, "little")
+        self._calls += 1
+        return self._number.to_bytes(16, "little") + self._calls.to_bytes(16, "little")

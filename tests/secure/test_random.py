@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from secure.errors import ParameterError
-from secure.random import SecureRandom, keystream
+from secure.random import SecureRandom, add_keystreams, keystream
 
 
 def test_keystream_is_aes_256_ctr():
@@ -83,3 +84,37 @@ def test_a_forked_child_draws_its_own_secrets():
 def test_it_cannot_be_pickled():
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(SecureRandom())
+
+
+def test_s13_threads_share_a_source_and_no_draw():
+    rng = SecureRandom()
+    with ThreadPoolExecutor(8) as pool:
+        draws = list(pool.map(lambda _: rng.words(20_000).tobytes(), range(64)))
+    assert len(set(draws)) == 64
+
+
+def test_s13_no_key_outlives_a_call():
+    rng = SecureRandom()
+    rng.words(10)
+    assert vars(rng) == {}
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, (1 << 14) - 1, 1 << 14, (1 << 15) + 3])
+@pytest.mark.parametrize(("added", "subtracted"), [(0, 0), (1, 0), (0, 1), (3, 2)])
+def test_adding_keystreams_is_adding_them_one_by_one(count, added, subtracted):
+    keys = [os.urandom(32) for _ in range(added + subtracted)]
+    words = SecureRandom().words(count)
+    before = words.copy()
+    expected = words.copy()
+    for index, key in enumerate(keys):
+        stream = keystream(key, count)
+        expected = expected + stream if index < added else expected - stream
+    found = add_keystreams(words, keys[:added], keys[added:])
+    assert np.array_equal(found, expected)
+    assert np.array_equal(words, before)
+    assert not np.shares_memory(found, words)
+
+
+def test_adding_a_keystream_refuses_a_short_key():
+    with pytest.raises(ParameterError, match="32 bytes"):
+        add_keystreams(np.zeros(1, dtype=np.uint64), [bytes(32)], [bytes(16)])

@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from fedvlm.data import emoji
+from fedvlm.data import emoji, make_splits
 from fedvlm.data.emoji import archive_path, load_emoji
+from fedvlm.seeds import ExperimentSeed
 
 pytestmark = pytest.mark.xdist_group("embedded")
 
@@ -31,6 +32,23 @@ def test_about_half_is_public_and_concepts_are_not_torn(data):
     public = {c: data.public[data.concepts == c] for c in np.unique(data.concepts)}
     assert all(flags.all() or not flags.any() for flags in public.values())
     assert 0.45 < np.mean([flags[0] for flags in public.values()]) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("seed", "settings", "fingerprint"),
+    [
+        (0, {}, "dd1f979ef4d50d57e3ec6ed5"),
+        (0, {"membership": "half"}, "44ce1f91c8a62b41e2ac5031"),
+        (0, {"partition": "dirichlet"}, "da077d0c7432bc3a9930d4c1"),
+        (0, {"partition": "iid", "clients": 5}, "f69bfc14f83a6357efbdddab"),
+        (1, {"partition": "quantity"}, "c0e5d37d88dedb592831f7e2"),
+        (2, {}, "a49a8d6c2f735377cf91838c"),
+    ],
+)
+def test_its_splits_are_those_of_the_published_results(data, seed, settings, fingerprint):
+    assert data.fingerprint == "6cfc0bcf0107e919e4cab4f7d0203c8bc6b0bbcab018caf3d1e5b2b52cbef49b"
+    assert make_splits(data, ExperimentSeed(seed), **settings).fingerprint[:24] == fingerprint
+    assert len(np.unique(data.groups)) == len(data)
 
 
 def test_images_are_drawn_and_differ_within_a_style(data):
