@@ -124,6 +124,7 @@ def sybil() -> bool:
         _public(),
         first.commitment,
         first.layout,
+        first.question,
     )
     return ours.shares_with([*map(Bundle.from_bytes, _cohort_bytes(ours)), fake])
 
