@@ -144,6 +144,7 @@ def repeated_keys() -> bool:
         bundles[2].mask_key,
         bundles[1].commitment,
         bundles[1].layout,
+        bundles[1].question,
     )
     return ours.shares_with(bundles)
 
