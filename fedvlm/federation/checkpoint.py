@@ -110,7 +110,8 @@ class Checkpoint:
                 )
         except Exception as error:  # zipfile, NumPy and json each raise their own
             raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
-        require_same(found.config, config, folder)  # first: it names the setting that differs
+        # The settings first: they name what differs, of which another schema may be the effect.
+        require_same(found.config, config, folder)
         if found.schema != schema:
             raise IntegrityError(
                 f"{path} holds an adapter of another schema: {found.schema[:12]}…, "
