@@ -1,5 +1,6 @@
 """One inference: which program, on how many inputs, and what of its result leaves."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,6 +23,17 @@ REVEALS = ("embedding", "scores", "top")
 MAX_LABELS = 256
 MAX_BATCH = 64
 _LABEL_BITS = 16
+_MAX_ITEM_WORDS = 1 << 29
+#: What running a damaged program on shapes may raise.
+_UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,  # with it ParameterError
+)
 #: Fraction bits of what is revealed.
 VALUE_BITS = 16
 
@@ -188,17 +200,49 @@ class Requirements:
 
 @lru_cache(maxsize=32)
 def requirements(program: Program, query: Query) -> Requirements:
-    """Count a query's rounds, bytes and correlated randomness without running it."""
+    """Count a query's rounds, bytes and correlated randomness without running it.
+
+    Raises:
+        ParameterError: The program can't answer the query.
+        WireError: The program's operations don't fit together.
+    """
     query.check(program)
+    try:
+        return _count(program, query)
+    except _UNFIT as error:
+        raise WireError(
+            f"the program can't be run ({type(error).__name__} on its shapes): it is damaged; "
+            "compile it again, or ask its owner for it again"
+        ) from error
+
+
+def _count(program: Program, query: Query) -> Requirements:
     found = []
     for role in (SERVER, CLIENT):
         weights = meta_weights(program)
         if role == SERVER:
             weights = {k: w if w.dim() == 1 else _ring.SmallMatrix(w) for k, w in weights.items()}
         party = CountingParty(role, weights)
-        answer(program, party, query)
+        executor = Executor(program, party, None, query.batch)
+        result = executor.run(executor.inputs(None))
+        if result.shape != (query.batch, *program.output_shape):
+            raise ValueError("the output is of another shape than the program says")
+        finish(program, party, query, result)
         found.append(party)
     server, client = found
     if server.items != client.items:
         raise ParameterError("the two parties' randomness differs: this is a bug")
     return Requirements(tuple(server.items), server.count.traffic, client.count.traffic)
+
+
+def require_sound(program: Program) -> None:
+    """Check a program from elsewhere by running it on shapes, before anything secret meets it.
+
+    Raises:
+        WireError: Its operations don't fit together, its output is of another shape than it says,
+            or a step of it would take more memory than any model's.
+    """
+    needs = requirements(program, Query("embedding"))
+    words = max((sum(math.prod(p.shape) for p in item.pieces) for item in needs.items), default=0)
+    if words > _MAX_ITEM_WORDS:
+        raise WireError("the program can't be run: one of its steps is far too large")
