@@ -23,7 +23,8 @@ REVEALS = ("embedding", "scores", "top")
 MAX_LABELS = 256
 MAX_BATCH = 64
 _LABEL_BITS = 16
-_MAX_ITEM_WORDS = 1 << 29
+#: Words of one step for one input: a tower of 1,024 tokens takes 2^30.
+_MAX_STEP_WORDS = 1 << 31
 #: What running a damaged program on shapes may raise.
 _UNFIT = (
     ArithmeticError,
@@ -204,7 +205,8 @@ def requirements(program: Program, query: Query) -> Requirements:
 
     Raises:
         ParameterError: The program can't answer the query.
-        WireError: The program's operations don't fit together.
+        WireError: The program's operations don't fit together, its output is of another shape than
+            it says, or a step of it takes more memory than any model's.
     """
     query.check(program)
     try:
@@ -223,7 +225,9 @@ def _count(program: Program, query: Query) -> Requirements:
         if role == SERVER:
             weights = {k: w if w.dim() == 1 else _ring.SmallMatrix(w) for k, w in weights.items()}
         party = CountingParty(role, weights)
-        executor = Executor(program, party, None, query.batch)
+        # The server's constants count on their shapes too, so that they fit or are refused.
+        owner = Owner({}, _meta_constants(program), {}) if role == SERVER else None
+        executor = Executor(program, party, owner, query.batch)
         result = executor.run(executor.inputs(None))
         if result.shape != (query.batch, *program.output_shape):
             raise ValueError("the output is of another shape than the program says")
@@ -232,17 +236,11 @@ def _count(program: Program, query: Query) -> Requirements:
     server, client = found
     if server.items != client.items:
         raise ParameterError("the two parties' randomness differs: this is a bug")
+    words = max((sum(math.prod(p.shape) for p in item.pieces) for item in server.items), default=0)
+    if words > _MAX_STEP_WORDS * query.batch:
+        raise ValueError("one of its steps is far too large")
     return Requirements(tuple(server.items), server.count.traffic, client.count.traffic)
 
 
-def require_sound(program: Program) -> None:
-    """Check a program from elsewhere by running it on shapes, before anything secret meets it.
-
-    Raises:
-        WireError: Its operations don't fit together, its output is of another shape than it says,
-            or a step of it would take more memory than any model's.
-    """
-    needs = requirements(program, Query("embedding"))
-    words = max((sum(math.prod(p.shape) for p in item.pieces) for item in needs.items), default=0)
-    if words > _MAX_ITEM_WORDS:
-        raise WireError("the program can't be run: one of its steps is far too large")
+def _meta_constants(program: Program) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in program.constants.items()}

@@ -2,7 +2,7 @@
 
 A program comes from the other side, so nothing in it may make a reader allocate, loop or raise
 without bound. Here are the bounds of its numbers; that its operations fit together is found by
-running it on shapes (`secure.smpc._query.require_sound`).
+running it on shapes (`secure.smpc._query.requirements`), before anything secret meets it.
 """
 
 import math

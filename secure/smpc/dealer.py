@@ -23,7 +23,7 @@ from secure.smpc import _material, _wire, identities, parcels, tls
 from secure.smpc._channel import Channel
 from secure.smpc._material import CLIENT, SERVER
 from secure.smpc._open_parcels import OpenParcels
-from secure.smpc._query import MAX_LABELS, REVEALS, Query, require_sound, requirements
+from secure.smpc._query import MAX_LABELS, REVEALS, Query, requirements
 from secure.smpc._remote import MAX_REQUEST_BYTES, Remote, parse_identifier
 from secure.smpc._service import Limits, Log, Service
 from secure.smpc.errors import WireError
@@ -53,7 +53,6 @@ def write_files(
     """
     if not 1 <= count <= 10_000:
         raise ParameterError(f"count is in [1, 10000], got {count}")
-    require_sound(program)
     query.check(program)
     random = random or SecureRandom()
     name = f"{program.digest[:16]}.setup"
@@ -76,9 +75,6 @@ class Dealer:
         random: Source of secrets.
         limits: What it gives at once, and of it to one client.
         lifetime_s: How long a client's half waits for the server's; then neither is given again.
-
-    Raises:
-        WireError: The program is damaged.
     """
 
     def __init__(
@@ -88,7 +84,6 @@ class Dealer:
         limits: Limits | None = None,
         lifetime_s: float = 120.0,
     ) -> None:
-        require_sound(program)
         random = random or SecureRandom()
         self._program = program
         self._limits = limits or Limits()

@@ -21,7 +21,7 @@ from secure.smpc._channel import Channel, Traffic
 from secure.smpc._execute import prepare, require_mapped
 from secure.smpc._material import Material
 from secure.smpc._party import Party
-from secure.smpc._query import Query, require_sound
+from secure.smpc._query import Query, requirements
 from secure.smpc._remote import parse_identifier
 from secure.smpc._service import Limits, Log, Service
 from secure.smpc.errors import PlanMismatchError, SetupChangedError, WireError
@@ -84,7 +84,6 @@ class Owner:
         self._plan, self._source, self._embed_labels = plan, source, embed_labels
         if max_k < 1:
             raise ParameterError(f"max_k is at least 1, got {max_k}")
-        require_sound(plan.program)
         self._reveals, self._max_k = reveals, max_k
         self._limits = limits or Limits()
         self._secrets = plan.owner()
@@ -231,9 +230,6 @@ class Client:
         source: Where its material comes from.
         connect: Opens a link to the owner, for example `lambda: tls.connect(...)`.
         progress: Called with (task, done, total): `weights`, `material`, `computing`.
-
-    Raises:
-        WireError: The program is damaged.
     """
 
     def __init__(
@@ -243,7 +239,6 @@ class Client:
         connect: Callable[[], Channel],
         progress: Progress = lambda task, done, total: None,
     ) -> None:
-        require_sound(program)
         self._program, self._source, self._connect = program, source, connect
         self._progress = progress
         self._masked: dict[str, Tensor] | None = None
@@ -259,6 +254,7 @@ class Client:
 
         Raises:
             ParameterError: An input of the wrong size or out of range; nothing was sent.
+            WireError: The program can't be run; nothing was sent.
             PlanMismatchError: The owner serves another program; nothing secret was sent.
             SecureError: The owner, the dealer or the network failed or refused.
         """
@@ -269,6 +265,7 @@ class Client:
             wrong = _label_problem(label)
             if wrong is not None:
                 raise ParameterError(f"{wrong}, got {label!r:.80}")
+        requirements(self._program, query)
         require_mapped(self._program, raw)
         for spec in self._program.inputs:
             if len(raw.get(spec.field, ())) != query.batch:

@@ -65,10 +65,10 @@ def _ask_dealer(dealer, role, name, **request):
     return [outbox.get()[_wire.HEADER_BYTES :] for _ in range(outbox.qsize())]
 
 
-def test_m6_one_certificate_with_thousands_of_half_parcels_keeps_nobody_out(identities, tmp_path):
+def test_m6_one_certificate_with_hundreds_of_half_parcels_keeps_nobody_out(identities, tmp_path):
     plan = tiny()[2]
     dealer = Dealer(plan.program)
-    for _ in range(3000):
+    for _ in range(400):
         _ask_dealer(dealer, "client", b"attacker", ask="open", query=TOP.to_wire())
     assert len(dealer.waiting) == 64
     with run_dealer(dealer, identities) as dealing:
@@ -372,12 +372,12 @@ def test_m6_m8_whatever_a_client_sends_the_owner_ends_with_its_own_errors():
     honest = _record(owner, plan)
     assert len(honest) >= needs.client.rounds // 2
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         frames = _mangle(honest, draw)
         _, error = attempt(lambda sent=frames: _answer(owner, sent))
         refused += error is not None
         assert error is None or str(error).isprintable()
-    assert refused > 75
+    assert refused > 30
 
 
 class _Recording(PairChannel):
