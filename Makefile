@@ -12,7 +12,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench clean
+.PHONY: help setup demo test test-slow mutate lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 setup: $(STAMP) ## make .venv and install the library with all its parts
 
 demo: $(STAMP) ## federate LoRA adapters over ten clients, print and save what was gained
-	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo $(ARGS)
+	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo --overwrite $(ARGS)
 	$(BIN)/fedvlm report runs/demo
 
 lint: $(STAMP) ## format, rules and types
@@ -41,6 +41,9 @@ test: lint ## lint, types and the fast tests
 
 test-slow: $(STAMP) ## the long tests: Ray, SuperLink, whole federations
 	$(BIN)/pytest -m slow $(ARGS)
+
+mutate: $(STAMP) ## put deliberate faults in, one at a time, and list those that no test notices
+	$(BIN)/python -m simulations.mutate --out runs/mutation.json $(ARGS)
 
 docs: $(STAMP) ## build the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

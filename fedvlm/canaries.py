@@ -99,7 +99,7 @@ class Canaries:
 
 @lru_cache(maxsize=1)
 def _of_run(count: int, size: int, seed: int) -> Canaries:
-    from fedvlm.seeds import ExperimentSeed  # brings torch, which scores alone don't need
+    from fedvlm.seeds import ExperimentSeed
 
     return Canaries.draw(count, size, ExperimentSeed(seed).numpy("canaries", count, size))
 

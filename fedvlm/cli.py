@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvlm.cli_trained import register as register_trained
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
 
@@ -75,19 +76,33 @@ def simulate(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the checkpoint in --out")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run that --out holds")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Run a federation in this process and report what was gained."""
     from fedvlm.config import SimulationConfig, config_from, load_config
 
-    chosen = load_config(config) if config is not None else SimulationConfig()
+    chosen = SimulationConfig()
+    if resume:
+        if out is None:
+            raise ConfigError("--resume needs --out, the folder of the run to go on with")
+        from fedvlm.federation.checkpoint import saved_config
+
+        chosen = saved_config(out)
+    elif out is not None and not overwrite and (out / "checkpoint.npz").exists():
+        raise ConfigError(
+            f"{out} holds a run; --resume goes on with it, --overwrite replaces it, and another "
+            "--out keeps both"
+        )
+    if config is not None:
+        chosen = load_config(config, chosen)
     chosen = config_from(_settings(settings or []), chosen)
     if seed is not None:
         chosen = config_from({"seed": seed}, chosen)
-    if resume and out is None:
-        raise ConfigError("--resume needs --out, the folder of the run to go on with")
-    if out is not None and (out / "result.json").exists() and not resume:
-        _say(f"{out} holds an earlier result; it is replaced when this run ends")
+    if out is None:
+        _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
     from fedvlm.federation import simulate as run
 
     def on_round(entry: dict[str, Any]) -> None:
@@ -269,6 +284,9 @@ def serve_model(context: typer.Context) -> None:
 def classify(context: typer.Context) -> None:
     """Classify an image by a model that you can't see."""
     _inference("classify", context.args)
+
+
+register_trained(app)
 
 
 def main() -> None:

@@ -79,3 +79,38 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; when this returns it is on the disk.
+
+    Args:
+        path: Where the file shall be; its folder is made, for the owner alone.
+        text: What it shall hold.
+
+    Raises:
+        DataError: The folder can't be written; the file is as it was before.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise DataError(f"can't write {path}: {error.strerror or type(error).__name__}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's entries to the disk, so that a rename outlives a power cut."""
+    if os.name == "nt":  # has no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

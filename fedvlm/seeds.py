@@ -2,9 +2,12 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class ExperimentSeed:
         """Return a NumPy generator for one purpose."""
         return np.random.default_rng(self.number(*purpose))
 
-    def torch(self, *purpose: str | int) -> torch.Generator:
+    def torch(self, *purpose: str | int) -> "torch.Generator":
         """Return a torch generator for one purpose."""
+        import torch
+
         return torch.Generator().manual_seed(self.number(*purpose))

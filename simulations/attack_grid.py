@@ -96,6 +96,8 @@ def _planted(cell: dict[str, Any], vantage: str) -> str:
     row = next((row for row in rows if row["vantage"] == vantage), None)
     if row is None:
         return "–"
+    if row["epsilon_lower"] is None:
+        return f"no bound: {row['no_bound']}"
     bound = f"{row['epsilon_lower']:.2f} per {row['unit']}"
     return bound if row["claimed"] else f"{bound}, not claimed here"
 
@@ -144,6 +146,12 @@ def show(cells: dict[str, dict[str, Any]]) -> None:
                 f"{name}: noise at most {check['noise_ratio']:.2f} of the stated, canaries at "
                 f"least {check['clip_ratio']:.2f} clip norms long ({check['confidence']:.1%})"
             )
+        checks = cell["audit"].get("checks") or {"checks": [], "not_checked": []}
+        for one in checks["checks"]:
+            verdict = "VIOLATED" if one["violated"] else "stands"
+            Console().print(f"{name}: {one['name']} {verdict}: {one['found']}")
+        for reason in checks["not_checked"]:
+            Console().print(f"{name}: not checked: {reason}")
 
 
 def markdown(cells: dict[str, dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ import typer
 from matplotlib.axes import Axes
 
 from fedvlm.config import SimulationConfig, config_from
-from fedvlm.federation import simulate
+from fedvlm.federation import load_task, simulate
 from fedvlm.files import write_text
 from simulations._student import interval
 
@@ -89,7 +89,8 @@ def configuration(level: str, seed: int) -> SimulationConfig:
 def run_point(level: str, seed: int) -> Point:
     """Run one federation of the curve."""
     start = time.perf_counter()
-    result = simulate(configuration(level, seed))
+    config = configuration(level, seed)
+    result = simulate(config)
     scores = [entry["test_one_of_100"] for entry in result.rounds]
     return Point(
         level,
@@ -99,7 +100,7 @@ def run_point(level: str, seed: int) -> Point:
         scores,
         result.privacy,
         result.adapter["parameters"],
-        result.data["client_pairs"],
+        [len(part) for part in load_task(config).splits.clients],
         time.perf_counter() - start,
     )
 

@@ -1,24 +1,35 @@
 """A run that was interrupted goes on: the global adapter, the strategy's state, the history."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.records import VECTOR
 from fedvlm.files import whole_file
 
+if TYPE_CHECKING:
+    from fedvlm.federation.task import Task
+
 FILE = "checkpoint.npz"
-_FREE = ("workers", "transcript", "references", "reference_epochs", "reference_learning_rate")
+_FREE = (
+    *("workers", "transcript", "references", "reference_epochs", "reference_learning_rate"),
+    *("round_timeout", "trip_timeout", "join_timeout"),
+)
 # What Flower's strategies keep between rounds, by attribute.
 _MOMENTS = ("m_t", "v_t")
+_INPUTS = {
+    "data": "the data (captions, images or labels)",
+    "weights": "the model's weights",
+    "tokenizer": "the model's tokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,8 @@ class Checkpoint:
         rounds: The history so far, one entry a round; entry 0 is before training.
         config: The configuration that the run was started with.
         state: The server optimiser's moments, by name.
+        inputs: Hashes of what the run was made from, by name: `data` (every image, caption and
+            label), `weights` of the base model, `tokenizer`.
     """
 
     vector: NDArray[np.float32]
@@ -38,6 +51,7 @@ class Checkpoint:
     rounds: list[dict[str, Any]]
     config: dict[str, Any]
     state: dict[str, NDArray]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def rounds_done(self) -> int:
@@ -46,17 +60,37 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint into a folder, whole or not at all."""
-        text = json.dumps({"schema": self.schema, "rounds": self.rounds, "config": self.config})
+        text = json.dumps(
+            {
+                "schema": self.schema,
+                "rounds": self.rounds,
+                "config": self.config,
+                "inputs": self.inputs,
+            }
+        )
         state = {f"state_{name}": value for name, value in self.state.items()}
         with whole_file(folder / FILE) as temporary, temporary.open("wb") as file:
             np.savez(file, vector=self.vector, text=np.array(text), **state)  # pyright: ignore
 
     @classmethod
-    def load(cls, folder: Path, config: SimulationConfig, schema: str) -> "Checkpoint":
-        """Read the checkpoint of a folder for a run of the same configuration.
+    def load(
+        cls,
+        folder: Path,
+        config: SimulationConfig,
+        schema: str,
+        inputs: dict[str, str] | None = None,
+    ) -> "Checkpoint":
+        """Read the checkpoint of a folder for a run of the same configuration on the same inputs.
+
+        Args:
+            folder: Folder of the run.
+            config: The configuration of the run that goes on.
+            schema: Hash of its adapter's schema.
+            inputs: Hashes of its inputs; not compared where None.
 
         Raises:
-            ConfigError: There is none, or it belongs to another configuration.
+            ConfigError: There is none, it belongs to another configuration, or data, weights or
+                tokenizer have changed since; the message names which.
             IntegrityError: It is broken, or holds an adapter of another schema.
         """
         path = folder / FILE
@@ -67,7 +101,12 @@ class Checkpoint:
                 text = json.loads(str(archive["text"]))
                 state = {k[6:]: archive[k] for k in archive.files if k.startswith("state_")}
                 found = cls(
-                    archive["vector"], text["schema"], text["rounds"], text["config"], state
+                    archive["vector"],
+                    text["schema"],
+                    text["rounds"],
+                    text["config"],
+                    state,
+                    text.get("inputs", {}),
                 )
         except Exception as error:  # zipfile, NumPy and json each raise their own
             raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
@@ -76,14 +115,61 @@ class Checkpoint:
                 f"{path} holds an adapter of another schema: {found.schema[:12]}…, "
                 f"expected {schema[:12]}…"
             )
-        now = config.to_dict()
-        changed = [key for key in now if key not in _FREE and found.config.get(key) != now[key]]
-        if changed:
+        require_same(found.config, config, folder)
+        other = [name for name, value in (inputs or {}).items() if found.inputs.get(name) != value]
+        if other:
+            told = " and ".join(_INPUTS.get(name, name) for name in other)
             raise ConfigError(
-                f"{folder} was started with another configuration ({', '.join(changed)}); "
-                "resume with the same one, or start in another folder"
+                f"{folder} was started on other inputs: {told} changed since; bring them back, or "
+                "start in another folder"
             )
         return found
+
+
+def input_hashes(task: "Task") -> dict[str, str]:
+    """Return the hashes of what a run is made from, for `Checkpoint.inputs`."""
+    return {"data": task.data.fingerprint, **asdict(task.model.hashes)}
+
+
+def saved_config(folder: Path) -> SimulationConfig:
+    """Return the configuration that the run in a folder was started with.
+
+    Raises:
+        ConfigError: There is no run to go on with.
+        IntegrityError: Its checkpoint is broken.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            settings = json.loads(str(archive["text"]))["config"]
+        return config_from(settings)
+    except Exception as error:  # zipfile, NumPy and json each raise their own
+        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+
+
+def require_same(saved: dict[str, Any], config: SimulationConfig, folder: Path) -> None:
+    """Refuse to go on with other settings; rounds may be added where no noise was planned for them.
+
+    Raises:
+        ConfigError: Naming each setting that differs, with both values.
+    """
+    now, unset = config.to_dict(), SimulationConfig().to_dict()
+    before = {key: saved.get(key, unset[key]) for key in now}
+    changed = [key for key in now if key not in _FREE and before[key] != now[key]]
+    if "rounds" in changed and config.dp == "none" and now["rounds"] > before["rounds"]:
+        changed.remove("rounds")
+    if not changed:
+        return
+    told = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
+    why = ""
+    if "rounds" in changed:
+        why = "; rounds can be added only, and under DP not: the noise was planned for them"
+    raise ConfigError(
+        f"{folder} was started with another configuration: {told}{why}; resume without it, or "
+        "start in another folder"
+    )
 
 
 def optimizer_state(strategy: Strategy) -> dict[str, NDArray]:

@@ -1,6 +1,7 @@
 """Distributed DP in a federation: clients noise integers, the server decodes their secure sum."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.client_app import VECTOR
-from fedvlm.federation.private import PrivateStrategy, one_reply
+from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
-from fedvlm.privacy import Ledger
+from fedvlm.federation.records import VECTOR, one_reply
+from fedvlm.federation.roll import Roll
+from fedvlm.privacy import Ledger, Relation
+
+log = logging.getLogger("fedvlm")
 
 if TYPE_CHECKING:
     from secure.aggregation import Policy
@@ -49,21 +53,30 @@ class DistributedStrategy(PrivateStrategy):
         inner: The strategy that turns the mean into the next adapter; it sees one reply.
         config: The federation's configuration.
         size: Parameters P of the adapter.
+        roll: Knows the nodes' numbers; one of its own where None.
+
+    Attributes:
+        summed: Returns how many clients the secure sum at hand holds; the protocol's own count.
 
     Guarantees:
         Client-level DP, as the ledger says, of the sum that the server gets, against the server
         too, as long as it gets sums of at least `least_noised` honest clients only: that is
-        what the secure aggregation below enforces.
+        what the secure aggregation below enforces. Neighbours differ in what one client sends, its
+        update or zero; who takes part is public.
     """
 
     unit = "client"
+    relation = Relation.ZERO_OUT
     aggregates_mean_only = True
 
-    def __init__(self, inner: Strategy, config: SimulationConfig, size: int) -> None:
-        super().__init__(inner, config)
+    def __init__(
+        self, inner: Strategy, config: SimulationConfig, size: int, roll: Roll | None = None
+    ) -> None:
+        super().__init__(inner, config, roll)
         self.mechanism = distributed_mechanism(config, size)
         self._ledger = Ledger("client", config.epsilon, config.delta)
         self._global: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+        self.summed: Callable[[], int] = lambda: 0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -82,10 +95,10 @@ class DistributedStrategy(PrivateStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Decode the mean of the integers.
+        """Decode the mean of the integers; one that holds none leaves the model as it is.
 
         Raises:
-            IntegrityError: The sum does not consist of integers: the clients encoded otherwise.
+            IntegrityError: What came is not one secure mean.
             DropoutError: Fewer clients are in the sum than the noise was planned for.
         """
         batch = list(replies)
@@ -94,12 +107,15 @@ class DistributedStrategy(PrivateStrategy):
                 f"distributed DP takes one secure mean a round, got {len(batch)} replies"
             )
         content = batch[0].content
-        metrics = next(iter(content.metric_records.values()))
         mean = next(iter(content.array_records.values()))[VECTOR].numpy().astype(np.float64)
-        count = round(float(metrics["num-examples"]))  # pyright: ignore[reportArgumentType]
+        # Of the protocol's own count: what clients say of their examples is theirs to say.
+        count = self.summed()
         total = np.rint(mean * count)
-        if mean.shape != (self.mechanism.dimension,) or np.abs(total - mean * count).max() > 0.01:
-            raise IntegrityError("the secure sum does not hold the integers of distributed DP")
+        if mean.shape != (self.mechanism.dimension,) or not (
+            np.abs(total - mean * count).max() <= 0.01
+        ):
+            log.warning("round %d is abandoned: its sum holds no integers", server_round)
+            return None, None
         seed = rotation_seed(self.config, server_round)
         delta = self.mechanism.decode(total.astype(np.int64), seed, count)
         vector = (self._global + delta).astype(np.float32)

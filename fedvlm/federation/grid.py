@@ -1,10 +1,11 @@
 """Flower's `Grid` in one process: no Ray, no network, no SuperLink.
 
-Messages are copied on their way in and out, so that no two parties share memory, and each node
-keeps its own `Context`, as in a deployment.
+Messages are copied on their way in and out, so that no two parties share memory, each node keeps
+its own `Context`, and ids look like SuperLink's: 64 random bits, in no order.
 """
 
 import copy
+import hashlib
 import itertools
 import os
 import threading
@@ -24,21 +25,41 @@ _CLIENT_FAILED = 2  # what Flower reports for a client app that raised
 ClientFn = Callable[[Message, Context], Message]
 
 
+def _ids(nodes: int, seed: int) -> tuple[int, ...]:
+    """Return ids like Flower's: uint64, on both sides of 2^63, in no order."""
+    out: dict[int, None] = {}
+    number = 0
+    while len(out) < nodes:
+        digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+        # Alternating, so that two nodes suffice for what would go wrong with a signed number.
+        top = (len(out) % 2) << 63
+        out[(int.from_bytes(digest[:8], "big") >> 1) + 1 & ((1 << 63) - 1) | top] = None
+        number += 1
+    return tuple(out)
+
+
 class InProcessGrid(Grid):
     """A grid whose nodes are threads of this process.
 
     Args:
         client_app: Flower's `ClientApp`, or any function of message and context.
-        nodes: Number of nodes; node k has `partition-id` k − 1.
+        nodes: Number of nodes, at least 1.
         run_config: Run config that every node's context carries.
         workers: Clients handled at the same time, 0 for one a core. Replies come back in the
             order of the messages, so that this does not change a result.
+        seed: Decides the nodes' ids.
+
+    Attributes:
+        node_ids: Ids by number: node k has `partition-id` k.
+        contexts: Each node's context, by id.
+        errors: What a node's client app raised last, by id.
 
     Example:
         >>> grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), nodes=2)
-        >>> message = Message(RecordDict(), dst_node_id=1, message_type="train")
-        >>> [reply.metadata.src_node_id for reply in grid.send_and_receive([message])]
-        [1]
+        >>> message = Message(RecordDict(), dst_node_id=grid.node_ids[1], message_type="train")
+        >>> (reply,) = grid.send_and_receive([message])
+        >>> reply.metadata.src_node_id == grid.node_ids[1]
+        True
     """
 
     def __init__(
@@ -47,6 +68,7 @@ class InProcessGrid(Grid):
         nodes: int,
         run_config: dict[str, Any] | None = None,
         workers: int = 1,
+        seed: int = 0,
     ) -> None:
         # Messages ask for the identity of the process's task, which SuperLink would have set.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER, 1
@@ -56,16 +78,21 @@ class InProcessGrid(Grid):
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._run = SimpleNamespace(run_id=_RUN_ID)
-        self._locks = {node: threading.Lock() for node in range(1, nodes + 1)}
+        self.node_ids = _ids(nodes, seed)
+        self._locks = {node: threading.Lock() for node in self.node_ids}
         self.contexts = {
             node: Context(
                 run_id=_RUN_ID,
                 node_id=node,
-                node_config={"partition-id": node - 1, "num-partitions": nodes},
+                node_config={
+                    "partition-id": number,
+                    "num-partitions": nodes,
+                    "simulated": True,  # everybody's data are in this process anyway
+                },
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )
-            for node in range(1, nodes + 1)
+            for number, node in enumerate(self.node_ids)
         }
         self.errors: dict[int, Exception] = {}
 
@@ -90,7 +117,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes' numbers, from 1."""
+        """Return the nodes' ids."""
         return list(self.contexts)
 
     def _handle(self, message: Message) -> Message:

@@ -12,34 +12,24 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
+from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
+from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.task import Task
 from fedvlm.federation.wrapping import WrappingStrategy
-from fedvlm.privacy import Ledger, plan, poisson_sample
+from fedvlm.privacy import Ledger, Relation, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
 from fedvlm.privacy.losses import BankContrastive
 
 OnPaid = Callable[[NDArray[np.float32]], None]
-
-
-def one_reply(vector: NDArray[np.float32]) -> Message:
-    """Return a reply that carries an adapter, for a strategy that is to see nothing else."""
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({VECTOR: Array(vector)}),
-            "metrics": MetricRecord({"num-examples": 1}),
-        }
-    )
-    return Message(content, dst_node_id=0, message_type="train")
 
 
 class PrivateStrategy(WrappingStrategy):
@@ -48,6 +38,7 @@ class PrivateStrategy(WrappingStrategy):
     Args:
         inner: The strategy that turns a mean into the next adapter.
         config: The federation's configuration.
+        roll: Knows the nodes' numbers; one of its own where None.
 
     Attributes:
         on_paid: Called with the adapter once a round is paid for whose messages release something
@@ -55,10 +46,12 @@ class PrivateStrategy(WrappingStrategy):
     """
 
     unit = "client"
+    relation = Relation.ADD_OR_REMOVE
 
-    def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
+    def __init__(self, inner: Strategy, config: SimulationConfig, roll: Roll | None = None) -> None:
         super().__init__(inner)
         self.config = config
+        self.roll = roll or Roll()
         self.on_paid: OnPaid | None = None
 
     def _paid(self, arrays: ArrayRecord) -> None:
@@ -81,6 +74,7 @@ class PrivateStrategy(WrappingStrategy):
         """Return the entry `privacy` of a result."""
         return {
             "unit": self.unit,
+            "neighboring_relation": self.relation.value,
             "epsilon": self.spent(),
             "delta": self.config.delta,
             "simulated_noise": self.config.simulated_noise,
@@ -118,13 +112,16 @@ class ExampleLevelStrategy(PrivateStrategy):
             builds on it. So the replies may be summed by secure aggregation or under encryption.
         config: The federation's configuration.
         pairs: Pairs of all clients together, a public fact here.
+        roll: Knows the nodes' numbers; one of its own where None.
     """
 
     unit = "example"
     aggregates_mean_only = True
 
-    def __init__(self, inner: FedAvg, config: SimulationConfig, pairs: int) -> None:
-        super().__init__(inner, config)
+    def __init__(
+        self, inner: FedAvg, config: SimulationConfig, pairs: int, roll: Roll | None = None
+    ) -> None:
+        super().__init__(inner, config, roll)
         self._settings = example_settings(config, pairs)
         self._mechanism = self._settings.mechanism(BankContrastive)
         self._ledgers: dict[int, Ledger] = {}
@@ -138,11 +135,12 @@ class ExampleLevelStrategy(PrivateStrategy):
             BudgetExceeded: A client's budget doesn't hold the round; no message was sent.
         """
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self.roll.call(grid)
         for message in messages:
-            node = message.metadata.dst_node_id
+            node = self.roll.number(message.metadata.dst_node_id) + 1
             if node not in self._ledgers:
-                # A node that starts anew gets another number: as the client itself does, take it
-                # that one with no ledger was asked in every round before.
+                # As the client itself does, take it that one with no ledger was asked in every
+                # round before.
                 fresh = Ledger("example", self.config.epsilon, self.config.delta)
                 if server_round > 1:
                     fresh.spend(self._mechanism, self._settings.steps * (server_round - 1))
@@ -185,14 +183,15 @@ class ClientLevelStrategy(PrivateStrategy):
     Args:
         inner: The strategy that turns the mean into the next adapter; it sees one reply.
         config: The federation's configuration.
+        roll: Knows the nodes' numbers; one of its own where None.
 
     Guarantees:
         Client-level DP, as the ledger says, of everything that leaves the server: the adapters
         and what a round reports. Not against the server itself, which sees the updates.
     """
 
-    def __init__(self, inner: Strategy, config: SimulationConfig) -> None:
-        super().__init__(inner, config)
+    def __init__(self, inner: Strategy, config: SimulationConfig, roll: Roll | None = None) -> None:
+        super().__init__(inner, config, roll)
         planned = plan(
             delta=config.delta,
             sample_rate=config.fraction,
@@ -218,11 +217,12 @@ class ClientLevelStrategy(PrivateStrategy):
         """
         self._ledger.spend(self._mechanism)
         self._global = arrays[VECTOR].numpy()
-        nodes = np.array(sorted(grid.get_node_ids()))
+        nodes = self.roll.call(grid)
         coins = noise_source(self.config, "coins", server_round)
-        drawn = nodes[poisson_sample(len(nodes), self._mechanism.sample_rate, coins)].tolist()
+        places = poisson_sample(len(nodes), self._mechanism.sample_rate, coins)
+        drawn = [nodes[place] for place in places.tolist()]
         # The inner strategy waits for a client where there is none: show it one, send nothing.
-        shown = Subset(grid, drawn or nodes[:1].tolist())
+        shown = Subset(grid, drawn or nodes[:1])
         messages = list(self.inner.configure_train(server_round, arrays, config, shown))
         return messages if drawn else []
 
@@ -260,21 +260,16 @@ class ClientLevelStrategy(PrivateStrategy):
         A NaN counts as zero too, further on: no client can stop the round, or make its presence
         known by an error.
         """
-        try:
-            vector = reply.content.array_records["arrays"][VECTOR].numpy()
-            if vector.shape == self._global.shape and vector.dtype.kind == "f":
-                return vector - self._global
-        except (KeyError, ValueError, TypeError):
-            pass  # what came can't be read
-        return np.zeros_like(self._global)
+        read = read_reply(reply, self._global.size, ())
+        return np.zeros_like(self._global) if read is None else read[0] - self._global
 
     def _weight(self, reply: Message) -> float:
         """Return a client's weight in [0, 1]; what it says of itself can't raise it above 1."""
         cap = self.config.weight_cap
         if not cap:
             return 1.0
-        told = next(iter(reply.content.metric_records.values()), {}).get("num-examples", 0)
-        return min(float(told), cap) / cap if isinstance(told, int | float) else 0.0
+        read = read_reply(reply, self._global.size)
+        return 0.0 if read is None else min(read[1][EXAMPLES], cap) / cap
 
     @property
     def clip_norm(self) -> float:
@@ -314,18 +309,23 @@ class ClientLevelStrategy(PrivateStrategy):
         )
 
 
-def private_strategy(inner: FedAvg, task: Task) -> PrivateStrategy | None:
+def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy | None:
     """Wrap a strategy in the DP that the configuration asks for; None where it asks for none.
+
+    Args:
+        inner: The strategy that turns a mean into the next adapter.
+        task: The federation's task.
+        roll: Knows the nodes' numbers.
 
     Raises:
         ConfigError: No noise reaches the wished-for ε.
     """
     if task.config.dp == "example":
-        return ExampleLevelStrategy(inner, task.config, all_pairs(task))
+        return ExampleLevelStrategy(inner, task.config, all_pairs(task), roll)
     if task.config.dp == "client":
-        return ClientLevelStrategy(inner, task.config)
+        return ClientLevelStrategy(inner, task.config, roll)
     if task.config.dp == "distributed":
         from fedvlm.federation.distributed import DistributedStrategy
 
-        return DistributedStrategy(inner, task.config, task.view.size)
+        return DistributedStrategy(inner, task.config, task.view.size, roll)
     return None

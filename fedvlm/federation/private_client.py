@@ -1,14 +1,16 @@
 """What a client does under example-level DP, and the plan that client and server share."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, canary_gradients
 from fedvlm.config import SimulationConfig
+from fedvlm.errors import ConfigError
+from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.task import Task
 from fedvlm.privacy import (
     Ledger,
@@ -20,7 +22,6 @@ from fedvlm.privacy import (
 )
 from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
 from fedvlm.privacy.losses import (
-    BankContrastive,
     Batch,
     GroupedInfoNCE,
     PrivateLoss,
@@ -33,7 +34,6 @@ from fedvlm.seeds import ExperimentSeed
 
 _BANK = 256
 _PLACES = 8
-_LEDGER = "privacy-ledger"
 
 
 def noise_source(config: SimulationConfig, *purpose: str | int) -> NoiseSource:
@@ -124,7 +124,18 @@ def encode_update(
 
 
 def all_pairs(task: Task) -> int:
-    """Return the number of pairs of all clients together, a public fact here."""
+    """Return the number of pairs of all clients together, a public fact.
+
+    Raises:
+        ConfigError: The data are a node's own, and the configuration doesn't say the mean.
+    """
+    if task.config.mean_pairs:
+        return task.config.mean_pairs * task.config.clients
+    if task.own is not None and len(task.splits.clients) != task.config.clients:
+        raise ConfigError(
+            "nodes with data of their own can't count each other's pairs, which DP-SGD is planned "
+            "from; set mean_pairs, the clients' mean number of pairs, as a public fact"
+        )
     return sum(len(part) for part in task.splits.clients)
 
 
@@ -143,30 +154,29 @@ def _loss(
     )
 
 
-def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict) -> None:
+def train_with_dp(
+    task: Task, client: int, server_round: int, ledger: NodeLedger, session: str
+) -> None:
     """Train the adapter in place as a client does in a round under example-level DP.
 
     Args:
         task: Model, adapter and data.
         client: Number of the client.
         server_round: Round, from 1.
-        state: The client's own state, which keeps its ledger between rounds.
+        ledger: The node's, which is charged before anything is trained.
+        session: Run and message, for the ledger.
 
     Raises:
         BudgetExceeded: The client's budget doesn't hold the round; nothing was trained.
     """
     config = task.config
     settings = example_settings(config, all_pairs(task))
-    if _LEDGER in state:
-        ledger = Ledger.from_json(str(state.config_records[_LEDGER]["json"]))
-    else:
-        ledger = Ledger("example", config.epsilon, config.delta)
-        if server_round > 1:
-            # A client that lost its state takes it that it was asked in every round before.
-            mechanism = settings.mechanism(BankContrastive)
-            ledger.spend(mechanism, settings.steps * (server_round - 1))
-    own = task.splits.clients[client]
+    own = task.rows(client)
     loss, make_batch = _loss(task, own, settings)
+    mechanism = settings.mechanism(loss)
+    ledger.answer(config, server_round, session, "example", mechanism, settings.steps)
+    # What the loop pays into: the node's own ledger has been charged for all of it.
+    round_alone = Ledger("example", math.inf, config.delta)
     train_privately(
         task.model.vlm,
         task.view,
@@ -175,7 +185,6 @@ def train_with_dp(task: Task, client: int, server_round: int, state: RecordDict)
         loss,
         settings,
         noise_source(config, "example", client, server_round),
-        ledger,
+        round_alone,
         canary_gradients(config, task.view.size) if config.canaries and client == HOST else None,
     )
-    state[_LEDGER] = ConfigRecord({"json": ledger.to_json()})

@@ -1,24 +1,32 @@
 """How updates are summed: the seam behind which secure aggregation or HE takes its place."""
 
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.serverapp.strategy import Strategy
 
 from fedvlm.config import SimulationConfig, config_from
-from fedvlm.errors import ConfigError
-from fedvlm.federation.task import load_task
+from fedvlm.errors import BudgetExceeded, ConfigError
+from fedvlm.federation.floor import REFUSALS, RefusedError
+from fedvlm.federation.node import Node, node_of, simulated
+from fedvlm.federation.roll import QUERY
 
-# Keys of the run config that name places, and decide no result.
-PLACES = ("out", "identities")
+log = logging.getLogger("fedvlm")
+
+# Keys of the run config that say where and how it runs, and decide no result.
+PLACES = ("out", "identities", "resume")
 # File of the clients' common key in the folder that `identities` names.
 HE_KEY = "he.key"
+_POLICY = "secagg-policy"
 _QUANTISATION_ERROR = 1e-5
 _MAX_EXAMPLES = 1_000
+_LEAST_SECURE = 3
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ def _max_weight(config: SimulationConfig) -> int:
     return _MAX_EXAMPLES if config.dp == "none" else 1
 
 
-def secure_policy(config: SimulationConfig):
+def secure_policy(config: SimulationConfig, size: int | None = None):
     """Return the terms of secure aggregation for a configuration.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter, for distributed DP; loaded where None.
 
     Every party derives them from its own copy of the configuration: to a client they are the
     floor below which it refuses. The mean is weighted by examples, clamped at 1,000; under
@@ -70,20 +82,27 @@ def secure_policy(config: SimulationConfig):
     """
     from secure.aggregation import Policy, plan
 
-    if config.clients < 3:
+    if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
     mode = "active" if config.protect == "secagg-active" else "semi-honest"
     if config.dp == "distributed":
         from fedvlm.federation.distributed import distributed_policy
 
-        return replace(distributed_policy(config, load_task(config).view.size), mode=mode)
-    return Policy(
+        if size is None:
+            from fedvlm.federation.task import load_task
+
+            size = load_task(config).view.size
+        return replace(distributed_policy(config, size), mode=mode)
+    _fits(config, _LEAST_SECURE)
+    terms = Policy(
         plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
         mode=mode,
         clip=False,
         weighting="examples",
         max_weight=_max_weight(config),
     )
+    # The planned cohort's quorum: whom a server picks for a smaller one may be all on its side.
+    return replace(terms, min_clients=terms.sharing(config.cohort).quorum)
 
 
 def he_policy(config: SimulationConfig):
@@ -100,26 +119,102 @@ def he_policy(config: SimulationConfig):
     if config.clients < 3:
         raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
     weight = _max_weight(config)
-    return HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=weight)
+    policy = HEPolicy(config.clients, config.update_bound, config.rounds, max_weight=weight)
+    _fits(config, policy.quorum)
+    return policy
+
+
+def _fits(config: SimulationConfig, least: int) -> None:
+    """Refuse what no round could ever satisfy, before a message is sent.
+
+    Raises:
+        ConfigError: Fewer clients are asked in a round than the protection sums.
+    """
+    if config.cohort < least:
+        raise ConfigError(
+            f"protect = {config.protect!r} sums at least {least} clients, and a round asks "
+            f"{config.cohort} (fraction {config.fraction:g} of {config.nodes}); raise fraction or "
+            "clients"
+        )
 
 
 def protect_client(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Answer as the configuration's protection asks; a mod for Flower's `ClientApp`."""
-    config = settings_of(context)
+    """Answer as the node's floor allows and the run's protection asks; a mod for a `ClientApp`.
+
+    Whatever goes wrong on a node leaves it as one of the fixed codes of `REFUSALS`: the text of an
+    exception may hold data. In a simulation it is raised, and shown.
+    """
+    if message.metadata.message_type.partition(".")[0] == QUERY:
+        return call_next(message, context)  # the app tells its number there, and nothing else
+    try:
+        node = node_of(context)
+        try:
+            config = settings_of(context)
+        except ConfigError as error:
+            raise RefusedError("terms", f"the run's configuration is none: {error}") from error
+        node.agree(config)
+        return _answer(node, config, message, context, call_next)
+    except Exception as error:
+        if simulated(context):
+            raise
+        code = refusal(error)
+        log.error("this node refused (%s): %s", code, error, exc_info=code == "node")
+        return Message(Error(REFUSALS[code], f"node: {code}"), reply_to=message)
+
+
+def refusal(error: Exception) -> str:
+    """Return the code that an error leaves a node as."""
+    if isinstance(error, RefusedError):
+        return error.code
+    if isinstance(error, BudgetExceeded):
+        return "budget"
+    return "node"
+
+
+def _answer(
+    node: Node,
+    config: SimulationConfig,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
     if config.protect == "plain":
         return call_next(message, context)
-    place = str(context.run_config.get("identities", ""))
+    place = str(context.run_config.get("identities", "")) if node.simulated else ""
     if config.protect == "he":
         from secure.he.flower import he_mod
 
-        mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else None)
+        mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else node.he_key)
         return mod(message, context, call_next)
     from secure.aggregation.flower import secagg_mod
 
-    mod = secagg_mod(secure_policy(config), Path(place) if place else None)
+    if node.identity is not None and node.roster is not None:
+        # Where the mod looks for them: the node's own configuration, which no message reaches.
+        context.node_config["secagg-identity"] = str(node.identity)
+        context.node_config["secagg-roster"] = str(node.roster)
+    mod = secagg_mod(client_policy(config, context), Path(place) if place else None)
     return mod(message, context, call_next)
+
+
+def client_policy(config: SimulationConfig, context: Context):
+    """Return a client's terms of secure aggregation, made once in a round.
+
+    Under distributed DP they depend on the adapter's size, for which the model must be loaded; so
+    the terms of the first trip are kept in the client's own state for the others.
+    """
+    if config.dp != "distributed":
+        return secure_policy(config)
+    from secure.aggregation import Policy
+
+    name = hashlib.sha256(repr(config).encode()).hexdigest()
+    kept = context.state.config_records.get(_POLICY)
+    if kept is not None and kept.get("config") == name:
+        return Policy.from_fields({k: v for k, v in kept.items() if k != "config"})
+    policy = secure_policy(config, node_of(context).task(config).view.size)
+    context.state[_POLICY] = ConfigRecord({**policy.to_fields(), "config": name})
+    return policy
 
 
 def _report(history: list[Any]) -> dict[str, Any]:
@@ -146,6 +241,15 @@ def _report(history: list[Any]) -> dict[str, Any]:
     }
 
 
+def _changed(config: SimulationConfig, most: int) -> dict[str, Any]:
+    """Say what a protection does to weights and updates that plain FedAvg doesn't."""
+    if config.dp == "distributed":
+        return {"weights": "uniform", "clip": f"to norm {config.clip_norm:g}, by each client"}
+    weights = f"by examples, up to {most:,}" if config.dp == "none" else "uniform"
+    clip = f"none; beyond {config.update_bound:g} in a parameter a client is left out"
+    return {"weights": weights, "clip": clip}
+
+
 def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     """Wrap a Flower strategy in the protection that the configuration asks for.
 
@@ -154,13 +258,20 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     also when it doesn't. Under `he` the server adds ciphertexts, and one client decrypts the sum.
     """
     if config.protect == "plain":
-        return Protected(inner, config.protect, {"server_sees": "every client's adapter"})
+        weights = "by examples" if config.dp == "none" else "uniform"
+        if config.dp == "client" and config.weight_cap:
+            weights = f"by examples, up to {config.weight_cap}"
+        clip = f"to norm {config.clip_norm:g}" if config.dp == "client" else "none"
+        told = {"server_sees": "every client's adapter", "weights": weights, "clip": clip}
+        return Protected(inner, config.protect, told)
     if config.protect == "he":
         return _encrypted(inner, config)
     from secure.aggregation.flower import SecAggStrategy
 
     policy = secure_policy(config)
-    strategy = SecAggStrategy(inner, policy)
+    strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.trip_timeout)
+    if config.dp == "distributed":  # the protocol counts its summands, not the clients' metrics
+        inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)
     return Protected(
         strategy,
@@ -175,7 +286,9 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
             "neighbours": sharing.neighbours,
             "threshold": sharing.threshold,
             "quorum": sharing.quorum,
+            "min_clients": policy.min_clients,
             "max_examples": policy.max_weight,
+            **_changed(config, policy.max_weight),
         },
         lambda: _report(strategy.history),
     )
@@ -186,7 +299,7 @@ def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
     from secure.he.flower import HESumStrategy
 
     policy = he_policy(config)
-    strategy = HESumStrategy(inner, policy)
+    strategy = HESumStrategy(inner, policy, config.trip_timeout)
     params = policy.params
     return Protected(
         strategy,
@@ -203,6 +316,7 @@ def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
             "bytes_per_parameter": policy.bytes_per_parameter,
             "quorum": policy.quorum,
             "max_examples": policy.max_weight,
+            **_changed(config, policy.max_weight),
         },
         lambda: _report(strategy.history) | {"noise_of_sum": strategy.noise},
     )

@@ -1,6 +1,7 @@
 """A federation from start to result, on whatever grid it is given."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,12 +16,19 @@ from numpy.typing import NDArray
 from fedvlm.adapters import save_adapter
 from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
-from fedvlm.federation.checkpoint import Checkpoint, optimizer_state, restore_optimizer
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.errors import DropoutError, ProtocolError
+from fedvlm.federation.checkpoint import (
+    Checkpoint,
+    input_hashes,
+    optimizer_state,
+    restore_optimizer,
+)
 from fedvlm.federation.protection import protected
+from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
-from fedvlm.federation.strategy import FederationStrategy, inner_strategy
+from fedvlm.federation.roll import Roll
+from fedvlm.federation.strategy import MIN_CLIENTS, FederationStrategy, inner_strategy
 from fedvlm.federation.task import Progress, Task, load_task, quiet
 from fedvlm.federation.transcript import Transcript
 
@@ -43,15 +51,17 @@ def _federate(
     # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     logging.getLogger("flwr").setLevel(logging.ERROR)
     inner = inner_strategy(config)
+    roll = Roll(config.nodes)
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.private import private_strategy
 
-        private = private_strategy(inner, task)
+        private = private_strategy(inner, task, roll)
     history: list[dict[str, Any]] = []
     vector = task.initial
+    inputs = input_hashes(task) if out is not None else {}
     if resume and out is not None:
-        checkpoint = Checkpoint.load(out, config, view.schema)
+        checkpoint = Checkpoint.load(out, config, view.schema, inputs)
         history, vector = checkpoint.rounds, checkpoint.vector
         restore_optimizer(inner, checkpoint.state, vector)
         if private is not None:
@@ -67,12 +77,12 @@ def _federate(
             planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
         transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
-    strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript)
+    strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
 
     def keep(vector: NDArray[np.float32]) -> None:
         if out is not None:
             state = optimizer_state(inner) | (private.state() if private is not None else {})
-            Checkpoint(vector, view.schema, history, config.to_dict(), state).save(out)
+            Checkpoint(vector, view.schema, history, config.to_dict(), state, inputs).save(out)
 
     if private is not None:
         private.on_paid = keep
@@ -86,15 +96,19 @@ def _federate(
         if number:
             entry |= asdict(strategy.costs[number]) | protection.round_report()
             entry |= private.entry() if private is not None else {}
+            if number in strategy.abandoned and not entry.get("abandoned"):
+                entry["abandoned"] = "no aggregate"
         history.append(entry)
         keep(view.read())
         on_round(entry)
         return None
 
     if done < config.rounds:
+        require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
         strategy.start(
             grid,
             ArrayRecord({VECTOR: Array(vector)}),
+            timeout=config.round_timeout,
             num_rounds=config.rounds - done,
             train_config=ConfigRecord(),
             evaluate_fn=evaluate,
@@ -102,6 +116,27 @@ def _federate(
     else:
         view.write(vector)
     return history, protection.describe(), None if private is None else private.describe()
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier run left in a folder: nothing of it may pass for this one's."""
+    for name in ("result.json", "checkpoint.npz"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("adapter", "transcript"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def require_nodes(there: list[int], config: SimulationConfig) -> None:
+    """Refuse to start a run that the nodes that are there can't finish.
+
+    Raises:
+        DropoutError: Fewer nodes than any round needs.
+    """
+    if len(there) < MIN_CLIENTS:
+        raise DropoutError(
+            f"{len(there)} of {config.nodes} nodes came within {config.join_timeout:g} s, and a "
+            f"round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
+        )
 
 
 def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str, float | None]:
@@ -119,6 +154,34 @@ def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str
         summary[f"{part}_federated"] = last.get(key)
     summary["ood_central"] = lines.get("ood_central")
     return summary
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """Describe the data. Under DP: by public facts alone, for a hash confirms a guess of it."""
+    parts = {name: len(part) for name, part in task.parts.items()}
+    held = task.splits.clients
+    public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
+    if task.config.dp != "none":
+        mean = task.config.mean_pairs or sum(map(len, held)) // len(held)
+        return public | {"mean_pairs": mean}
+    return public | {
+        "fingerprint": task.data.fingerprint,
+        "splits": task.splits.fingerprint,
+        "client_pairs": [len(part) for part in held],
+        "client_domains": [
+            [task.data.domain_names[d] for d in np.unique(task.data.domains[part])] for part in held
+        ],
+    }
+
+
+def _with_releases(
+    privacy: dict[str, Any] | None, lines: dict[str, float]
+) -> dict[str, Any] | None:
+    """Name what a result under DP tells that no noise covers."""
+    if privacy is None:
+        return None
+    told = [*lines] if lines else []
+    return privacy | {"outside_epsilon": told}
 
 
 def run_federation(
@@ -151,35 +214,32 @@ def run_federation(
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()
+    if out is not None and not resume:
+        _clear(out)
     history, protection, privacy = _federate(grid, task, out, resume, on_round)
     federated = time.perf_counter()
+    failed = [entry["abandoned"] for entry in history[1:] if entry.get("abandoned")]
+    if failed and len(failed) == len(history) - 1:
+        raise ProtocolError(
+            f"no round of {len(failed)} succeeded, so that there is no adapter to save; the last "
+            f"was abandoned: {failed[-1]}"
+        )
     final = task.view.read()
     lines: dict[str, float] = {}
-    if config.references:
+    if config.computes_references:
         lines = reference_lines(task, progress)
         task.view.write(final)  # a reference may have used this thread's task
     referenced = time.perf_counter()
     result = Result(
         summary=_summary(history, lines),
         rounds=history,
-        privacy=privacy,
+        privacy=_with_releases(privacy, lines),
         protection=protection,
         leakage=[],
         config=config.to_dict(),
         versions=versions(),
         seed=config.seed,
-        data={
-            "name": task.data.name,
-            "pairs": len(task.data),
-            "fingerprint": task.data.fingerprint,
-            "splits": task.splits.fingerprint,
-            "client_pairs": [len(part) for part in task.splits.clients],
-            "client_domains": [
-                [task.data.domain_names[d] for d in np.unique(task.data.domains[part])]
-                for part in task.splits.clients
-            ],
-            "parts": {name: len(part) for name, part in task.parts.items()},
-        },
+        data=_described(task),
         adapter={
             "kind": config.adapter,
             "parameters": task.view.size,

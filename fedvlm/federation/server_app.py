@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedvlm.errors import ConfigError
 from fedvlm.federation.protection import settings_of
 from fedvlm.federation.run import run_federation
 
@@ -13,6 +14,16 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a federation; the run config's `out` names the folder for its result."""
-    out = str(context.run_config.get("out", ""))
-    run_federation(grid, settings_of(context), out=Path(out) if out else None)
+    """Run a federation; the run config's `out` names the folder for its result.
+
+    With `resume` it goes on from the checkpoint there.
+
+    Raises:
+        ConfigError: `resume` without `out`.
+    """
+    out, resume = str(context.run_config.get("out", "")), context.run_config.get("resume", False)
+    if type(resume) is not bool:
+        raise ConfigError(f"resume must be true or false; got {resume!r}")
+    if resume and not out:
+        raise ConfigError("resume needs out, the folder of the run to go on with")
+    run_federation(grid, settings_of(context), out=Path(out) if out else None, resume=resume)

@@ -6,6 +6,7 @@ resumable (rounds counted on from a checkpoint) and accounted for (bytes, second
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, IntegrityError
-from fedvlm.federation.client_app import VECTOR
+from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
+from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
-from fedvlm.federation.transcript import Transcript
+from fedvlm.federation.transcript import Seen, Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
 from fedvlm.seeds import ExperimentSeed
 
+log = logging.getLogger("fedvlm")
+
 MIN_CLIENTS = 2
+# What a client tells in clear beside its adapter: under DP nothing but its weight.
+_TOLD = {True: (EXAMPLES, "train-loss", "client-seconds"), False: (EXAMPLES,)}
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,11 @@ def _payload_bytes(message: Message) -> int:
 
 def _digest(message: Message) -> bytes:
     """Return what to order replies by: the adapter's content, where it is in clear."""
-    arrays = None if message.has_error() else message.content.array_records.get("arrays")
-    return hashlib.sha256(arrays[VECTOR].data).digest() if arrays and VECTOR in arrays else b""
+    try:
+        arrays = None if message.has_error() else message.content.array_records.get("arrays")
+        return hashlib.sha256(arrays[VECTOR].data).digest() if arrays else b""
+    except (KeyError, TypeError, ValueError):
+        return b""
 
 
 def inner_strategy(config: SimulationConfig) -> FedAvg:
@@ -89,6 +98,7 @@ class FederationStrategy(WrappingStrategy):
         schema: Hash of the adapter's schema, sent with every message.
         rounds_done: Rounds of an earlier run that this one goes on from.
         transcript: Where to keep what the server saw, or None.
+        roll: Knows the nodes' numbers; one of its own where None.
     """
 
     def __init__(
@@ -98,22 +108,28 @@ class FederationStrategy(WrappingStrategy):
         schema: str,
         rounds_done: int = 0,
         transcript: Transcript | None = None,
+        roll: Roll | None = None,
     ) -> None:
         super().__init__(inner)
+        self._roll = roll or Roll(config.nodes)
         self.costs: dict[int, RoundCost] = {}
+        self.abandoned: set[int] = set()
         self._config = config
         self._schema = schema
         self._rounds_done = rounds_done
         self._transcript = transcript
         self._download_bytes = 0
+        self._size = 0
 
     def _draw(self, server_round: int, grid: Grid) -> list[int]:
-        nodes = sorted(grid.get_node_ids())
+        nodes = self._roll.call(grid)
         if self._config.dp == "client":
             return nodes  # drawn by secret coins further in, never by the experiment's seed
         count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
         rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
-        return sorted(rng.choice(nodes, size=min(count, len(nodes)), replace=False).tolist())
+        # Places, never ids: NumPy makes floats of a list of ids on both sides of 2^63.
+        drawn = rng.choice(len(nodes), size=min(count, len(nodes)), replace=False)
+        return [nodes[place] for place in sorted(drawn.tolist())]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -121,6 +137,7 @@ class FederationStrategy(WrappingStrategy):
         """Draw clients by the seed and send them the adapter, its schema and the round."""
         number = server_round + self._rounds_done
         config["schema"] = self._schema
+        self._size = arrays[VECTOR].numpy().size
         if self._transcript is not None:
             self._transcript.global_adapter(number, arrays[VECTOR].numpy())
         subset = Subset(grid, self._draw(number, grid))
@@ -130,33 +147,59 @@ class FederationStrategy(WrappingStrategy):
             self._download_bytes = arrays.count_bytes() + config.count_bytes()
         return messages
 
+    def _read(
+        self, number: int, replies: list[Message]
+    ) -> list[tuple[Message, tuple[Seen, dict[str, int | float]]]]:
+        """Take replies apart; one that can't be read costs its client the round, and is named."""
+        out = []
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            read = read_reply(reply, self._size, _TOLD[self._config.dp == "none"])
+            if read is None:
+                log.warning(
+                    "round %d: client %d is left out, its reply is no adapter of this run",
+                    *(number, self._roll.number(node) + 1),
+                )
+                continue
+            vector, told = read
+            seen = Seen(node, self._roll.number(node), vector, told[EXAMPLES])
+            out.append((reply, (seen, told)))
+        return out
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies, let the inner strategy sum them, and account for the round.
 
         Raises:
-            DropoutError: Fewer than two clients answered in clear.
+            DropoutError: Fewer than two clients answered in clear what can be read.
             IntegrityError: The aggregate is not finite.
         """
         number = server_round + self._rounds_done
         # A sum in floating point depends on its order: order by content, not by arrival.
         batch = sorted(replies, key=_digest)
         good = [reply for reply in batch if not reply.has_error()]
-        # Under secure summing the protocol has its own quorum, and abandons the round by itself.
-        # Under client-level DP the noise hides how many came, an empty round included.
-        needed = self._config.protect == "plain" and self._config.dp != "client"
-        if needed and len(good) < MIN_CLIENTS:
-            raise DropoutError(
-                f"round {number}: {len(good)} of {len(batch)} clients answered, need at least "
-                f"{MIN_CLIENTS}; an average of one client is that client's own update"
-            )
+        plain = self._config.protect == "plain"
+        seen = self._read(number, good) if plain else []
+        if plain and self._config.dp != "client":
+            # Under secure summing the protocol has its own quorum, and abandons the round by
+            # itself. Under client-level DP the noise hides how many came, none included, and
+            # what can't be read counts as zero.
+            if len(seen) < MIN_CLIENTS:
+                raise DropoutError(
+                    f"round {number}: {len(seen)} of {len(batch)} clients answered, need at least "
+                    f"{MIN_CLIENTS}; an average of one client is that client's own update"
+                )
+            good = [reply for reply, _ in seen]
+            batch = [one_reply(each.vector, metrics) for _, (each, metrics) in seen]
         if self._transcript is not None:
-            self._transcript.replies(number, good)
+            self._transcript.replies(number, [each for _, (each, _) in seen])
         start = time.perf_counter()
         arrays, metrics = self.inner.aggregate_train(number, batch)
         seconds = time.perf_counter() - start
-        if arrays is not None:
+        if arrays is None:
+            self.abandoned.add(number)
+        else:
             vector = arrays[VECTOR].numpy().astype(np.float32)
             if not np.isfinite(vector).all():
                 raise IntegrityError(f"round {number}: the aggregate is not finite")

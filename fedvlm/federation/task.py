@@ -1,7 +1,7 @@
 """What a party of the federation works on: model, adapter, data and splits."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fedvlm.adapters import FlatView, attach
 from fedvlm.config import SimulationConfig
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
+from fedvlm.federation.own_data import own_splits
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
@@ -19,6 +20,7 @@ from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
 _lock = threading.Lock()
 _SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
+_own: dict[tuple[str, str], tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _local = threading.local()
 
 
@@ -35,6 +37,7 @@ class Task:
         model: The model, with the adapter attached.
         view: The adapter's trainable parameters as one vector.
         initial: Shape (P,), float32: the adapter that everybody starts from.
+        own: The pairs of the client whose task it is; None for the server's.
     """
 
     config: SimulationConfig
@@ -45,6 +48,11 @@ class Task:
     model: LoadedModel
     view: FlatView
     initial: NDArray[np.float32]
+    own: NDArray[np.int64] | None = None
+
+    def rows(self, client: int) -> NDArray[np.int64]:
+        """Return the pairs that a client trains on: its own, or those that it was dealt."""
+        return self.splits.clients[client] if self.own is None else self.own
 
     def reset(self) -> None:
         """Put the adapter back to where everybody starts: a thread's task is used again."""
@@ -56,7 +64,7 @@ class Task:
             self.model.vlm,
             self.view,
             self.pairs,
-            self.splits.clients[client],
+            self.rows(client),
             self.config.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
@@ -93,31 +101,80 @@ def load_data(name: str, progress: Progress = quiet) -> ImageTextData:
     return load_emoji(progress) if name == "emoji" else load_folder(Path(name))
 
 
-def load_task(config: SimulationConfig, progress: Progress = quiet) -> Task:
-    """Load what a party works on; data is shared in a process, models are not.
+def load_task(
+    config: SimulationConfig, progress: Progress = quiet, client: int | None = None
+) -> Task:
+    """Load what a party of a simulation works on; data is shared in a process, models are not.
 
     A thread keeps the task of the last configuration that it asked for, so that a client's next
     message doesn't load the model again.
+
+    Args:
+        config: The federation's configuration.
+        progress: Called with (task, done, total).
+        client: Whose task it is, from 0; None for the server's.
 
     Raises:
         ConfigError: Data, model or splits can't be made from the configuration.
         DataError: Data is missing or broken.
     """
-    if getattr(_local, "config", None) == config:
-        return _local.task
+    key = (config, None)
+    if getattr(_local, "key", None) != key:
+        model = load_model(config.model)
+        with _lock:
+            where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
+            if where not in _shared:
+                data = load_data(config.data, progress)
+                splits = make_splits(
+                    data,
+                    ExperimentSeed(config.seed),
+                    **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]},
+                )
+                _shared.clear()  # one at a time: features are large
+                _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
+            held = _shared[where]
+        _local.key, _local.task = key, _task(config, model, *held)
+    task: Task = _local.task
+    if client is None:
+        return task
+    parts = task.splits.clients
+    return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
+
+
+def load_own_task(config: SimulationConfig, folder: Path, model_name: str) -> Task:
+    """Load what a node works on that has data of its own; nothing else is opened.
+
+    Args:
+        config: The federation's configuration; its `data` and `model` are not looked at.
+        folder: The node's images and captions.
+        model_name: The node's base model: "embedded", or a folder.
+
+    Raises:
+        ConfigError: There is no such model.
+        DataError: Data is missing or broken.
+    """
+    key = (config, folder)
+    if getattr(_local, "key", None) != key:
+        model = load_model(model_name)
+        with _lock:
+            where = (str(folder), model_name)
+            if where not in _own:
+                data = load_folder(folder)
+                splits = own_splits(data)
+                _own[where] = (data, encode_pairs(data, model, quiet, splits.images), splits)
+            held = _own[where]
+        _local.key, _local.task = key, _task(config, model, *held)
+    task: Task = _local.task
+    return replace(task, own=task.splits.clients[0])
+
+
+def _task(
+    config: SimulationConfig,
+    model: LoadedModel,
+    data: ImageTextData,
+    pairs: EncodedPairs,
+    splits: Splits,
+) -> Task:
     seed = ExperimentSeed(config.seed)
-    model = load_model(config.model)
-    with _lock:
-        key = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-        if key not in _shared:
-            data = load_data(config.data, progress)
-            splits = make_splits(
-                data, seed, **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]}
-            )
-            _shared.clear()  # one at a time: features are large
-            _shared[key] = (data, encode_pairs(data, model, progress, splits.images), splits)
-        data, pairs, splits = _shared[key]
     view = attach(model.vlm, config.adapter_spec(), seed)
-    task = Task(config, seed, data, pairs, splits, model, view, view.read())
-    _local.config, _local.task = config, task
-    return task
+    return Task(config, seed, data, pairs, splits, model, view, view.read())

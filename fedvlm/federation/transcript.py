@@ -6,14 +6,31 @@ adapter. Every client sees the global adapter that it is sent.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedvlm.files import whole_file, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the server saw of a client in a round.
+
+    Attributes:
+        node: Flower's id.
+        number: The client's number, from 0.
+        vector: Shape (P,), float32: its adapter.
+        examples: What it says of its number of pairs.
+    """
+
+    node: int
+    number: int
+    vector: NDArray[np.float32]
+    examples: float
 
 
 class Transcript:
@@ -21,7 +38,8 @@ class Transcript:
 
     One `round-NNN.npz` a round: `global_adapter` (P,) float32, which every party saw, and, only
     where aggregation is plain, `updates` (K, P) float32, the adapters that the server saw one by
-    one, with `clients` (K,) their node ids and `num_examples` (K,). `index.json` says which
+    one, with `clients` (K,) int64, each client's number from 1 whatever engine ran it, `node_ids`
+    (K,) uint64, Flower's, and `num_examples` (K,). `index.json` says which
     party saw which, and names the canaries, which nobody but their planter knows. The last global
     adapter is the released one, in `adapter/`.
 
@@ -60,18 +78,21 @@ class Transcript:
         """Keep the adapter that a round starts from."""
         self._current = vector
 
-    def replies(self, server_round: int, replies: list[Message]) -> None:
-        """Keep what the server received in a round; nothing where nobody was drawn."""
+    def replies(self, server_round: int, seen: list[Seen]) -> None:
+        """Keep what the server received in a round; nothing where nobody was drawn.
+
+        Args:
+            server_round: Round, from 1.
+            seen: What it could read, a client each.
+        """
         columns: dict[str, NDArray] = {}
         if self._current is not None:
             columns["global_adapter"] = self._current
-        if self._plain and replies:
-            contents = [reply.content for reply in replies]
-            vectors = [content.array_records["arrays"]["adapter"].numpy() for content in contents]
-            examples = [c.metric_records["metrics"]["num-examples"] for c in contents]
-            columns["updates"] = np.stack(vectors)
-            columns["num_examples"] = np.array(examples)
-            columns["clients"] = np.array([reply.metadata.src_node_id for reply in replies])
+        if self._plain and seen:
+            columns["updates"] = np.stack([each.vector for each in seen])
+            columns["num_examples"] = np.array([each.examples for each in seen])
+            columns["clients"] = np.array([each.number + 1 for each in seen], dtype=np.int64)
+            columns["node_ids"] = np.array([each.node for each in seen], dtype=np.uint64)
         path = self._folder / f"round-{server_round:03d}.npz"
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ run are in `fedvlm.leakage.audit_run`, the shadows in `fedvlm.leakage.shadows`.
 from fedvlm.canaries import Canaries
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.canaries import andrew_estimate, exposure, recall_gap
+from fedvlm.leakage.clusters import Clustered, cluster_auc, cluster_tpr
 from fedvlm.leakage.epsilon import (
     clopper_pearson_bonferroni,
     clopper_pearson_split,
@@ -22,6 +23,7 @@ __all__ = [
     "AuditResult",
     "Canaries",
     "Claim",
+    "Clustered",
     "EpsilonLower",
     "Interval",
     "Kind",
@@ -34,7 +36,9 @@ __all__ = [
     "audit_attacks",
     "clopper_pearson_bonferroni",
     "clopper_pearson_split",
+    "cluster_auc",
     "cluster_bootstrap",
+    "cluster_tpr",
     "exposure",
     "gaussian_dp",
     "gaussian_epsilon",

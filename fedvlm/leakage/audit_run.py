@@ -15,15 +15,18 @@ from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries
 from fedvlm.leakage.intervals import auc_interval
-from fedvlm.leakage.probe import Candidates, Probe, candidates_of
+from fedvlm.leakage.probe import Candidates, Probe, candidates_of, distinct
 from fedvlm.leakage.reconstruction import Rebuilt, reconstruct
+from fedvlm.leakage.run_checks import RunChecks, check_run
 from fedvlm.leakage.shadow_attacks import shadow_scores
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError, run_config
 
 GUARD_ALPHA = 1e-3
 """Chance that the blind baseline refuses an honest split."""
-_CLUSTERS = 20  # a bootstrap over fewer clients is too narrow: DeLong's interval then
+# Coins are thrown by pair, so intervals over pairs hold for the clients of this run. With as many
+# clients as this, others like them are spoken for too.
+_CLUSTERS = 20
 
 
 class LeakySplitError(ProtocolError):
@@ -62,6 +65,7 @@ class RunAudit:
         alpha: Chance, for each vantage, that any of its figures is wrong.
         canaries: What the run's planted canaries show; None where it planted none.
         reconstructions: What could be rebuilt of the pairs, vantage by vantage.
+        checks: What the transcript says of a mechanism that the run states; None without DP.
     """
 
     results: list[AuditResult]
@@ -72,6 +76,7 @@ class RunAudit:
     alpha: float
     canaries: CanaryAudit | None = None
     reconstructions: tuple[Rebuilt, ...] = ()
+    checks: RunChecks | None = None
 
     @property
     def best(self) -> list[AuditResult]:
@@ -83,10 +88,16 @@ class RunAudit:
 
     @property
     def refuted(self) -> bool:
-        """Whether a bound exceeds the run's claim, α split over the vantages and canaries too."""
+        """Whether a bound exceeds the run's claim, or the run isn't what it states.
+
+        α is split over attacks, canaries and checks, and the attacks' part over the vantages.
+        """
+        parts = 1 + (self.canaries is not None) + (self.checks is not None)
+        if self.checks is not None and self.checks.violated:
+            return True
         if self.canaries is not None and self.canaries.refuted:
             return True
-        parts = len({one.vantage for one in self.results}) * (1 + (self.canaries is not None))
+        parts *= len({one.vantage for one in self.results})
         return any(replace(one, alpha=one.alpha / parts).refuted for one in self.results)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -106,6 +117,7 @@ class RunAudit:
             },
             "claim": self.claim and self.claim.to_dict(),
             "canaries": self.canaries and self.canaries.to_dict(),
+            "checks": self.checks and self.checks.to_dict(),
             "reconstructions": [asdict(one) for one in self.reconstructions],
             "refuted": self.refuted,
             "confidence": 1 - self.alpha,
@@ -150,7 +162,7 @@ def audit_run(
     """
     config, result = run_config(folder), Result.load(folder)
     task = load_task(config, progress)
-    candidates = candidates_of(task, per_client)
+    candidates = distinct(task, candidates_of(task, per_client))
     probe = Probe(task)
     claim = claim_of(result)
     baseline = blind_baseline(probe, candidates, View.from_run(folder, Vantage.V5).initial)
@@ -186,11 +198,16 @@ def audit_run(
             alpha=alpha,
             clusters=who.clients if many else None,
             vantage=str(vantage),
+            coins="fair",  # the experiment's, thrown by the split
         )
     planted = None
+    stated = config.dp != "none" and claim is not None
+    share = alpha / (1 + bool(config.canaries) + stated)
     if config.canaries:
         progress("canaries", 0, 1)
-        planted = audit_canaries(folder, config, task.view.size, claim, alpha / 2)
+        planted = audit_canaries(folder, config, task.view.size, claim, share)
+    progress("checks", 0, 1)
+    checks = check_run(folder, config, result, share) if stated else None
     progress("reconstruction", 0, 1)
     rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
     identity = {
@@ -204,7 +221,7 @@ def audit_run(
         "candidates": len(candidates.indices),
         "decrypted_by": result.protection["parameters"].get("trust"),
     }
-    return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt)
+    return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt, checks)
 
 
 def _backbone_hash(vlm: nn.Module) -> str:

@@ -6,6 +6,7 @@ from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from fedvlm.errors import ConfigError
+from fedvlm.leakage.inputs import finite
 from fedvlm.leakage.units import EpsilonLower, Kind, Unit
 
 
@@ -28,6 +29,7 @@ def andrew_estimate(cosines: NDArray[np.float64], size: int, delta: float) -> Ep
     """
     if len(cosines) < 2:
         raise ConfigError(f"need at least 2 planted canaries, got {len(cosines)}")
+    finite("cosines", cosines)
     null = size**-0.5
     mean, std = float(cosines.mean()), max(float(cosines.std(ddof=1)), 1e-12)
     grid = np.linspace(min(mean - 12 * std, -12 * null), max(mean + 12 * std, 12 * null), 20001)
@@ -60,10 +62,14 @@ def exposure(canary: float, references: NDArray[np.float64]) -> float:
     Returns:
         Bits in [0, log₂ R]. A tie counts against the attacker.
 
+    Raises:
+        ConfigError: A score isn't finite.
+
     Example:
         >>> exposure(2.0, np.zeros(1023))
         10.0
     """
+    finite("scores", np.array([canary]), references)
     rank = 1 + int((references >= canary).sum())
     return float(np.log2(len(references) + 1) - np.log2(rank))
 
@@ -108,7 +114,11 @@ def recall_gap(
 
     Returns:
         Shape (N,), in [−1, 1]; above 0 on average where the pairs were remembered.
+
+    Raises:
+        ConfigError: A cosine isn't finite.
     """
+    finite("cosines", trained, reference)
 
     def recall(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]

@@ -1,7 +1,7 @@
 """The audit of a run by the canaries that were planted in it."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from fedvlm.canaries import HOST, Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.result import Result
 from fedvlm.leakage.audit import AuditResult
 from fedvlm.leakage.canaries import andrew_estimate, exposures
 from fedvlm.leakage.conformance import Conformance, check_mechanism
 from fedvlm.leakage.intervals import mean_difference
+from fedvlm.leakage.ledgers import profile_claim
+from fedvlm.leakage.power import Power, canary_power
+from fedvlm.leakage.released import not_released, read_released
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError
-from fedvlm.privacy.ledger import Ledger
-from fedvlm.privacy.profile import privacy_profile
 
 VANTAGES = (Vantage.V1, Vantage.V2, Vantage.V3, Vantage.V4)
 
@@ -37,12 +37,14 @@ class CanaryAudit:
             where canaries are no clients.
         conformance: Noise and clip norm against the stated ones; None where nothing is stated of
             the released sum.
+        power: What a bound by so many canaries can show of the claim; None where none is tested.
     """
 
     results: list[AuditResult]
     exposure: dict[str, Interval]
     andrew: float | None
     conformance: Conformance | None
+    power: Power | None = None
 
     @property
     def refuted(self) -> bool:
@@ -60,6 +62,7 @@ class CanaryAudit:
             ],
             "andrew_epsilon_estimate": self.andrew,
             "conformance": check and vars(check) | {"violated": check.violated},
+            "power": self.power and vars(self.power),
         }
 
 
@@ -95,32 +98,17 @@ def canaries_in(folder: Path, config: SimulationConfig, size: int) -> Canaries:
     return canaries
 
 
-def profile_claim(folder: Path, config: SimulationConfig, claim: Claim) -> Claim:
-    """Return a run's claim with the privacy profile that its ledger stands for."""
-    schema = str(Result.load(folder).adapter["schema"])
-    text = str(Checkpoint.load(folder, config, schema).state["privacy"])
-    if config.dp == "example":  # a ledger a client; clients are nodes, from 1
-        text = json.loads(text)[str(HOST + 1)]
-    elif config.dp == "client":
-        text = json.loads(text)["ledger"]
-    return replace(claim, profile=privacy_profile(Ledger.from_json(text).history))
-
-
 def _conformance(
     folder: Path, config: SimulationConfig, result: Result, canaries: Canaries, alpha: float
 ) -> Conformance | None:
     """Check the released sums where result and configuration state what they are made of."""
-    privacy = result.privacy
-    if privacy is None or not config.canary_clients:
-        return None  # DP-SGD's noise passes an optimiser: no sum of it is released
-    if config.adaptive or config.server_optimizer != "fedavg":
+    if result.privacy is None or not config.canary_clients or not_released(config):
         return None
-    means = View.from_run(folder, Vantage.V2).need("aggregates", "conformance")
-    counts = np.array([entry["clients"] for entry in result.rounds[1:]], dtype=np.float64)
-    if config.dp == "client":
-        counts[:] = privacy["expected_clients"]
-    std = float(privacy["noise_multiplier"]) * config.clip_norm
-    return check_mechanism(means * counts[:, None], canaries, config.clip_norm, std, alpha)
+    released = read_released(folder, config, result)
+    rate = config.fraction if config.dp == "client" else 1.0
+    return check_mechanism(
+        released.totals, canaries, released.clip_norms, released.stds, alpha, rate
+    )
 
 
 def audit_canaries(
@@ -162,6 +150,7 @@ def audit_canaries(
                 alpha=share,
                 attack="canaries",
                 vantage=str(vantage),
+                coins="fair",  # the experiment's, drawn again above
             )
         )
         inside, outside = exposures(scores, canaries.planted)
@@ -171,4 +160,7 @@ def audit_canaries(
         view = View.from_run(folder, Vantage.V4)
         cosines = canaries.cosines(view.need("released", "andrew") - view.initial)
         andrew = andrew_estimate(cosines[canaries.planted], size, config.delta).value
-    return CanaryAudit(results, bits, andrew, _conformance(folder, config, result, canaries, share))
+    power = canary_power(config.canaries, claim, share) if claim is not None else None
+    return CanaryAudit(
+        results, bits, andrew, _conformance(folder, config, result, canaries, share), power
+    )

@@ -29,10 +29,10 @@ def audit_command(
 ) -> None:
     """Attack a run from every vantage, and test the epsilon that it claims.
 
-    Tests noise and clip norm too, where the run planted canaries that are clients. Writes
-    `audit.json`, `audit-roc.png`, and the entry `leakage` of the run's result. Exit
-    code 3: the claimed epsilon or the stated mechanism is refuted, or the split can't carry an
-    audit.
+    Holds the transcript of a private run against the noise, clip, draws and releases that the run
+    states, says what of it can't be checked, and what no check would notice. Writes `audit.json`,
+    `audit-roc.png`, and the entry `leakage` of the run's result. Exit code 3: the claimed epsilon
+    or the stated mechanism is refuted, or the split can't carry an audit.
     """
     found = audit_run(folder, per_client=per_client, alpha=alpha, progress=_progress)
     replace(Result.load(folder), leakage=found.rows()).save(folder)
@@ -46,7 +46,9 @@ def audit_command(
     if found.refuted:
         check = found.canaries and found.canaries.conformance
         violated = check is not None and check.violated
-        what = f"the mechanism is not what it states: {check}" if violated else ""
+        failed = [] if found.checks is None else [c for c in found.checks.checks if c.violated]
+        told = [*([str(check)] if violated else []), *map(str, failed)]
+        what = f"the mechanism is not what it states: {'; '.join(told)}" if told else ""
         typer.echo(what or "the claimed epsilon is refuted", err=True)
         raise typer.Exit(REFUTED)
 
@@ -88,6 +90,10 @@ def show(found: RunAudit) -> None:
             f"{row.non_members:.3f} {row.unit}; difference {row.difference:.3f} "
             f"[{row.low:.3f}, {row.high:.3f}] over {row.examples} pairs"
         )
+    _show_checks(found, console)
+    for one in found.results:
+        if one.hint:
+            console.print(f"{one.vantage} {one.attack}: {one.hint}")
     console.print(f"blind baseline on the untouched backbone: AUC {found.baseline} (99.9 %)")
     claim = found.claim
     if claim is None:
@@ -107,7 +113,7 @@ def _show_canaries(found: RunAudit, console: Console) -> None:
         return
     for one in found.canaries.results:
         lower = one.epsilon_lower
-        bound = "no bound: unfair coins" if lower is None else f"ε ≥ {lower:.2f} per {one.unit}"
+        bound = f"no bound: {one.no_bound}" if lower is None else f"ε ≥ {lower:.2f} per {one.unit}"
         tested = {None: "no claim here", False: "claim stands", True: "claim refuted"}[one.refuted]
         console.print(
             f"{one.vantage} canaries: AUC {one.auc}, {bound} ({tested}); planted ones are "
@@ -115,5 +121,18 @@ def _show_canaries(found: RunAudit, console: Console) -> None:
         )
     if found.canaries.andrew is not None:
         console.print(f"canaries, Andrew's estimate: ε ≈ {found.canaries.andrew:.2f} per client")
+    if found.canaries.power is not None:
+        console.print(f"canaries: {found.canaries.power}")
     if found.canaries.conformance is not None:
         console.print(f"mechanism: {found.canaries.conformance}")
+
+
+def _show_checks(found: RunAudit, console: Console) -> None:
+    """Print what the transcript says of the mechanism, what isn't checked, what isn't seen."""
+    if found.checks is None:
+        return
+    for check in found.checks.checks:
+        console.print(f"checked: {check}")
+        console.print(f"    would not see: {check.unseen}")
+    for reason in found.checks.unchecked:
+        console.print(f"not checked: {reason}")

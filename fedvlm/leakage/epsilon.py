@@ -4,12 +4,15 @@ Each score comes from a trial of its own (a run each, or examples that don't inf
 another). For many examples in one run see `fedvlm.leakage.one_run`.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from fedvlm.errors import ConfigError
+from fedvlm.leakage.inputs import finite
 from fedvlm.leakage.intervals import Scores, clopper_pearson_upper
 from fedvlm.leakage.units import EpsilonLower, Kind, Unit
 
@@ -31,10 +34,15 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         mu: At least 0.
         delta: In (0, 1).
 
+    Raises:
+        ConfigError: mu is NaN.
+
     Example:
         >>> round(gaussian_epsilon(1.0, 1e-5), 3)
         4.377
     """
+    if math.isnan(mu):
+        raise ConfigError("mu is NaN")
     if mu <= 0 or 2 * norm.cdf(mu / 2) - 1 <= delta:
         return 0.0
 
@@ -66,6 +74,7 @@ def _rates_at_ranks(members: Scores, others: Scores, alpha: float) -> tuple[Scor
     in distribution: the limit is Clopper–Pearson's for j − 1 false positives. The members are a
     sample of their own, so their count there is binomial. α is shared by all the ranks.
     """
+    finite("scores", members, others)
     ranks = _ranks(len(others))
     share = alpha / (2 * len(ranks))
     thresholds = np.sort(others)[::-1][ranks - 1]
@@ -129,6 +138,7 @@ def clopper_pearson_split(
         raise ConfigError(
             f"a split needs at least 2 scores a side; got {len(members)}, {len(others)}"
         )
+    finite("scores", members, others)
     halves = [np.array_split(rng.permutation(side), 2) for side in (members, others)]
     (choose_in, test_in), (choose_out, test_out) = halves
     thresholds = np.unique(np.concatenate([choose_in, choose_out]))

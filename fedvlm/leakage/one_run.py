@@ -1,4 +1,4 @@
-"""Lower limits on epsilon from one training run with many examples, each in by a fair coin."""
+"""Lower limits on epsilon from one training run with many examples, each in by its own coin."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,10 +7,11 @@ from scipy.special import bdtr, ndtr, ndtri
 
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.epsilon import gaussian_epsilon
+from fedvlm.leakage.inputs import finite
 from fedvlm.leakage.intervals import Scores
 from fedvlm.leakage.units import EpsilonLower, Kind, Unit
 
-_COINS = "each example was in by an independent fair coin; one run suffices"
+_COINS = "each example was in by an independent coin, fair as far as was tested; one run suffices"
 _MAX = 30.0
 # Shares of the examples that are guessed, as (in, out): fixed beforehand, α is split over them.
 _SHARES = ((1 / 2, 1 / 2), (1 / 8, 1 / 8), (1 / 32, 1 / 32), (1 / 8, 0.0), (1 / 32, 0.0))
@@ -44,8 +45,13 @@ def _largest(rejected: Callable[[float], bool]) -> float:
     return low
 
 
-def steinke_p_value(epsilon: float, delta: float, total: int, guesses: int, right: int) -> float:
+def steinke_p_value(
+    epsilon: float, delta: float, total: int, guesses: int, right: int, odds: float = 1.0
+) -> float:
     """Return the p-value of "(ε, δ)-DP" given right guesses (Steinke et al. 2023, theorem 5.2).
+
+    A coin of odds o moves the odds of a right guess by o at most, as e^ε does: with biased coins
+    o·e^ε takes the place of e^ε.
 
     Args:
         epsilon: At least 0.
@@ -53,15 +59,16 @@ def steinke_p_value(epsilon: float, delta: float, total: int, guesses: int, righ
         total: Examples m whose inclusion was a fair coin.
         guesses: How many were guessed, r <= m.
         right: How many guesses were right, v <= r.
+        odds: Largest odds of a coin's sides, at least 1.
     """
-    q = 1 / (1 + np.exp(-epsilon))
+    q = 1 / (1 + np.exp(-epsilon) / odds)
     p = float(1 - bdtr(right - 1, guesses, q)) if right else 1.0
     if delta and right:
         steps = np.arange(1, right + 1)
         # P[v − i ≤ Bin < v] = P[Bin ≤ v − 1] − P[Bin ≤ v − i − 1]
         below = np.where(steps < right, bdtr(np.maximum(right - steps - 1, 0), guesses, q), 0.0)
         mass = bdtr(right - 1, guesses, q) - below
-        p += 2 * total * delta * float((mass / steps).max())
+        p += (1 + odds) * total * delta * float((mass / steps).max())
     return min(1.0, p)
 
 
@@ -71,6 +78,7 @@ def one_run(
     delta: float = 0.0,
     alpha: float = 0.05,
     unit: Unit = Unit.SAMPLE,
+    odds: float = 1.0,
 ) -> EpsilonLower:
     """Bound ε from below by counting right guesses in one run (Steinke et al. 2023).
 
@@ -80,14 +88,20 @@ def one_run(
         delta: In [0, 1).
         alpha: Chance that the bound is wrong, in (0, 1).
         unit: Whose presence was guessed.
+        odds: Largest odds of a coin's sides, at least 1; 1 for fair ones.
 
     Guarantees:
-        P(value > true ε) ≤ α where the coins are fair and independent, whatever the training.
+        P(value > true ε) ≤ α where the coins are independent and no more biased than `odds` says,
+        whatever the training.
+
+    Raises:
+        ConfigError: A score isn't finite.
     """
+    finite("scores", scores)
     share = alpha / len(_SHARES)
     total = len(scores)
     value = max(
-        _largest(lambda e, g=g, v=v: steinke_p_value(e, delta, total, g, v) <= share)
+        _largest(lambda e, g=g, v=v: steinke_p_value(e, delta, total, g, v, odds) <= share)
         for g, v in _guesses(scores, membership)
     )
     return EpsilonLower(value, delta, "one-run", Kind.BOUND, unit, 1 - alpha, _COINS)
@@ -122,8 +136,26 @@ def profile_inverse(profile: Sequence[tuple[float, float]]) -> Inverse:
     return inverse
 
 
+def biased(inverse: Inverse, odds: float) -> Inverse:
+    """Return the inverse of 1 − f that a trade-off f leaves between right and wrong guesses.
+
+    With fair coins the chance a of a right guess in any event is at most F(b), b that of a wrong
+    one and F = 1 − f. With sides of chance p and 1 − p, F being concave, it is at most
+    F(p·x + (1 − p)·y) where b = (1 − p)·x + p·y, hence at most F(o·b) for odds o.
+
+    Args:
+        inverse: Of F.
+        odds: o, at least 1.
+    """
+    return inverse if odds == 1 else lambda rho: inverse(rho) / odds
+
+
 def refutes_profile(
-    scores: Scores, membership: np.ndarray, profile: Sequence[tuple[float, float]], alpha: float
+    scores: Scores,
+    membership: np.ndarray,
+    profile: Sequence[tuple[float, float]],
+    alpha: float,
+    odds: float = 1.0,
 ) -> bool:
     """Return whether one run refutes a claimed privacy profile (Mahloujifar et al. 2024).
 
@@ -135,8 +167,13 @@ def refutes_profile(
         membership: Shape (m,), bool: the coins.
         profile: Pairs (ε, δ), all of which are claimed.
         alpha: Chance of refuting a claim that holds, in (0, 1).
+        odds: Largest odds of a coin's sides, at least 1.
+
+    Raises:
+        ConfigError: A score isn't finite.
     """
-    share, inverse = alpha / len(_SHARES), profile_inverse(profile)
+    finite("scores", scores)
+    share, inverse = alpha / len(_SHARES), biased(profile_inverse(profile), odds)
     return any(
         f_dp_rejects(inverse, len(scores), guesses, right, share)
         for guesses, right in _guesses(scores, membership)
@@ -173,6 +210,7 @@ def one_run_f_dp(
     unit: Unit = Unit.SAMPLE,
     *,
     gaussian: bool = False,
+    odds: float = 1.0,
 ) -> EpsilonLower:
     """Bound ε from below by refuting f-DP curves in one run (Mahloujifar et al. 2024).
 
@@ -184,13 +222,15 @@ def one_run_f_dp(
         unit: Whose presence was guessed.
         gaussian: Refute Gaussian trade-offs, and not those of (ε, δ)-DP: more power, but an
             estimate, since another mechanism may have the same ε and another curve.
+        odds: Largest odds of a coin's sides, at least 1.
 
     Guarantees:
         As `one_run`; with `gaussian` only where the trade-off is Gaussian.
 
     Raises:
-        ConfigError: No scores.
+        ConfigError: No scores, or one isn't finite.
     """
+    finite("scores", scores)
     total = len(scores)
     if not total:
         raise ConfigError("an audit needs scores; got none")
@@ -199,7 +239,7 @@ def one_run_f_dp(
     def level(guesses: int, right: int) -> float:
         def rejected(strength: float) -> bool:
             curve = gaussian_inverse(strength) if gaussian else approximate_inverse(strength, delta)
-            return f_dp_rejects(curve, total, guesses, right, share)
+            return f_dp_rejects(biased(curve, odds), total, guesses, right, share)
 
         return _largest(rejected)
 

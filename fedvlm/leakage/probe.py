@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedvlm.errors import ConfigError
+from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.task import Task, quiet
 from fedvlm.leakage.gradients import per_example_gradients
 from fedvlm.leakage.scores import margin
@@ -78,6 +78,31 @@ def candidates_of(task: Task, per_client: int) -> Candidates:
         inside.append(coin[chosen])
         clients.append(np.full(len(chosen), client))
     return Candidates(np.concatenate(indices), np.concatenate(inside), np.concatenate(clients))
+
+
+def distinct(task: Task, candidates: Candidates) -> Candidates:
+    """Keep one candidate an image: pairs of one image have one coin, or tell of each other.
+
+    Which one is kept follows from the candidates' order, which is blind to the coins.
+
+    Args:
+        task: Gives the images.
+        candidates: In random order within a client.
+    """
+    seen: set[bytes] = set()
+    keep = np.zeros(len(candidates.indices), dtype=bool)
+    for start in range(0, len(keep), _BATCH):
+        batch = task.pairs.images(candidates.indices[start : start + _BATCH])
+        for row in range(len(candidates.indices[start : start + _BATCH])):
+            digest = hashlib.sha256()
+            for name in sorted(batch):
+                digest.update(batch[name][row].contiguous().numpy().tobytes())
+            mark = digest.digest()
+            keep[start + row] = mark not in seen
+            seen.add(mark)
+    return Candidates(
+        candidates.indices[keep], candidates.membership[keep], candidates.clients[keep]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +177,11 @@ class Probe:
         own = (images * texts).sum(1).numpy().astype(np.float64)
         against_texts = (images @ public_texts.T).numpy().astype(np.float64)
         against_images = (texts @ public_images.T).numpy().astype(np.float64)
+        for found in (own, against_texts, against_images):
+            if not np.isfinite(found).all():
+                raise IntegrityError(
+                    "the adapter gives cosines that are not finite; nothing can be told from them"
+                )
         return Cosines(own, margin(own, against_texts, against_images, self.scale))
 
     def embeddings(
@@ -231,6 +261,8 @@ class Probe:
                 return (rows + columns) / 2 - self.scale * (images * texts).sum(dim=1)
 
             gradients = per_example_gradients(vlm, task.view, losses)
+            if not torch.isfinite(gradients).all():
+                raise IntegrityError("the adapter gives gradients that are not finite")
             dots.append((directions @ gradients.T).numpy())
             norms.append(gradients.norm(dim=1).numpy())
         return (

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import bdtr, bdtrc
 from scipy.stats import binom
 
-from fedvlm.leakage.intervals import Scores, clopper_pearson_lower, clopper_pearson_upper
+from fedvlm.leakage.inputs import finite
+from fedvlm.leakage.intervals import Scores
 from fedvlm.leakage.units import Interval
 
 FPRS = (0.1, 0.01, 0.001)
+_REST = 1e-3  # of alpha, for counts of non-members that the mixture leaves out
 _RESOLVE = 3  # false positives that a false-positive rate should promise to be resolved
 
 
@@ -44,10 +48,14 @@ def roc(members: Scores, others: Scores) -> Roc:
         members: Shape (n,), n >= 1.
         others: Shape (m,), m >= 1.
 
+    Raises:
+        ConfigError: A score isn't finite.
+
     Example:
         >>> roc(np.array([2.0, 1.0]), np.array([1.0, 0.0])).tpr.tolist()
         [0.0, 0.5, 1.0, 1.0]
     """
+    finite("scores", members, others)
     thresholds = np.unique(np.concatenate([members, others]))[::-1]
     # Counts of scores >= threshold, from the sorted arrays.
     tp = len(members) - np.searchsorted(np.sort(members), thresholds, side="left")
@@ -75,11 +83,12 @@ class TprAtFpr:
 
 
 def tpr_at_fpr(members: Scores, others: Scores, fpr: float, alpha: float = 0.05) -> TprAtFpr:
-    """Return the TPR at an FPR with an exact interval that knows its threshold is estimated.
+    """Return the TPR at an FPR with an interval that knows its threshold is estimated.
 
-    The true threshold is the (1 − FPR) quantile of non-members. Two order statistics enclose it
-    with chance 1 − α/2 (a binomial tail each side), whatever the distribution; at each of the
-    two, the members are a fresh sample, and Clopper–Pearson limits the rate at α/4.
+    How many of m non-members lie above the true threshold is Bin(m, FPR), whatever their
+    distribution; given that number, two order statistics enclose the threshold, and the members
+    beyond it limit the rate like Clopper and Pearson's. The limits are quantiles of that mixture:
+    both sources of error are added as errors are, and not as if the worst of both always met.
 
     Args:
         members: Shape (n,), independent scores of members.
@@ -88,19 +97,36 @@ def tpr_at_fpr(members: Scores, others: Scores, fpr: float, alpha: float = 0.05)
         alpha: One less the confidence, in (0, 1).
 
     Guarantees:
-        The interval covers the true rate with at least 1 − α, for continuous scores. Where the
-        data can't place the threshold, its lower end is 0.
+        Nominal: a mixture of exact limits, that covers in 94 to 100 % of draws at 95 %, ties
+        included. Where the data can't place the threshold, its lower end is 0.
+
+    Raises:
+        ConfigError: A score isn't finite.
     """
+    finite("scores", members, others)
     n, m = len(members), len(others)
-    ordered = np.sort(others)[::-1]
-    # Number of non-members above the true threshold is Bin(m, fpr).
-    fewest = int(binom.ppf(alpha / 4, m, fpr))
-    most = int(binom.isf(alpha / 4, m, fpr))
-    # At least `fewest` lie above it, so it is at most the fewest-th largest; and so on.
-    highest = ordered[fewest - 1] if fewest >= 1 else np.inf
-    lowest = ordered[most] if most < m else -np.inf
-    low = clopper_pearson_lower((members > highest).sum(), n, alpha / 4)
-    high = clopper_pearson_upper((members >= lowest).sum(), n, alpha / 4)
+    counts = np.arange(
+        int(binom.ppf(alpha * _REST, m, fpr)), int(binom.isf(alpha * _REST, m, fpr)) + 1
+    )
+    weights = binom.pmf(counts, m, fpr)
+    weights /= weights.sum()
+    edges = np.concatenate([[np.inf], np.sort(others)[::-1], [-np.inf]])
+    ordered = np.sort(members)
+    # With j non-members above it, the threshold is at most the j-th largest of them, and above the
+    # next one.
+    fewest = n - np.searchsorted(ordered, edges[counts], side="right")
+    most = n - np.searchsorted(ordered, edges[counts + 1], side="left")
+
+    def below(rate: float) -> float:
+        parts = np.where(fewest > 0, bdtrc(np.maximum(fewest - 1, 0), n, rate), 1.0)
+        return float(weights @ parts) - alpha / 2
+
+    def above(rate: float) -> float:
+        parts = np.where(most < n, bdtr(most, n, rate), 1.0)
+        return float(weights @ parts) - alpha / 2
+
+    low = 0.0 if below(0.0) >= 0 else float(brentq(below, 0.0, 1.0))  # pyright: ignore
+    high = 1.0 if above(1.0) >= 0 else float(brentq(above, 0.0, 1.0))  # pyright: ignore
     point = roc(members, others).tpr_at(fpr)
-    interval = Interval(point, min(float(low), point), max(float(high), point), 1 - alpha)
+    interval = Interval(point, min(low, point), max(high, point), 1 - alpha)
     return TprAtFpr(fpr, interval, m >= _RESOLVE / fpr)

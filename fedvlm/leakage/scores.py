@@ -15,6 +15,14 @@ _POOL_BELOW = 64  # shadows; with fewer, a deviation of its own for each example
 _TINY = 1e-12
 
 
+def _or_nan(ranks: Array, *values: Array) -> Array:
+    """Return ranks, NaN where a value that was ranked is: sorting puts NaN last, a member's rank.
+
+    Whoever audits scores refuses those that aren't finite.
+    """
+    return np.where(np.isnan(sum(values)), np.nan, ranks)
+
+
 def margin(own: Array, to_captions: Array, to_images: Array, scale: float) -> Array:
     """Return the InfoNCE margin φ of pairs against fixed public negatives.
 
@@ -107,7 +115,7 @@ def rmia_offline(
     """
     ratio = observed / np.maximum(0.5 * ((1 + a) * shadows_out + (1 - a)), _TINY)
     base = population / np.maximum(0.5 * ((1 + a) * population_out + (1 - a)), _TINY)
-    return np.searchsorted(np.sort(base * gamma), ratio, side="left") / len(base)
+    return _or_nan(np.searchsorted(np.sort(base * gamma), ratio, side="left") / len(base), ratio)
 
 
 def attack_p(losses: Array, population: Array) -> Array:
@@ -118,7 +126,7 @@ def attack_p(losses: Array, population: Array) -> Array:
         population: Shape (Z,).
     """
     below = np.searchsorted(np.sort(population), losses, side="left")
-    return 1 - below / len(population)
+    return _or_nan(1 - below / len(population), losses)
 
 
 def attack_r(losses: Array, references: Array, outside: NDArray[np.bool_]) -> Array:
@@ -135,7 +143,8 @@ def attack_r(losses: Array, references: Array, outside: NDArray[np.bool_]) -> Ar
     count = outside.sum(axis=0)
     if (count == 0).any():
         raise ConfigError("attack R needs a reference that didn't train on each example")
-    return (outside & (references >= losses[None, :])).sum(axis=0) / count
+    found = (outside & (references >= losses[None, :])).sum(axis=0) / count
+    return _or_nan(found, losses + np.where(outside, references, 0.0).sum(axis=0))
 
 
 def loss_trajectory(margins: Array) -> Array:

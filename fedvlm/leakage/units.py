@@ -51,6 +51,9 @@ class Claim:
                 f"a claim needs a finite epsilon >= 0 and 0 <= delta < 1; got "
                 f"({self.epsilon}, {self.delta})"
             )
+        # Written so that a NaN is refused too.
+        if not all(0 <= epsilon < math.inf and 0 <= delta <= 1 for epsilon, delta in self.profile):
+            raise ConfigError("a claim's profile needs pairs of epsilon >= 0 and 0 <= delta <= 1")
 
     def to_dict(self) -> dict[str, float | str]:
         """Return the claim without its profile."""

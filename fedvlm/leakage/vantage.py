@@ -13,9 +13,9 @@ from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import ConfigError, IntegrityError, ProtocolError
 from fedvlm.federation.checkpoint import FILE as CHECKPOINT
 from fedvlm.federation.result import Result
+from fedvlm.leakage.partitions import Partitions
 
 Vector = NDArray[np.float32]
-_MOST_CLIENTS = 10_000
 
 
 class Vantage(StrEnum):
@@ -57,8 +57,8 @@ class View:
         schema: Hash of the adapter's schema.
         initial: Shape (P,): the public adapter before training; everybody has it.
         globals_: Shape (T, P): the adapter that each round started from. V1, V2, V3.
-        updates: Shape (T, K, P): each client's adapter less the round's global one, zero where
-            a client took no part. V1.
+        updates: Shape (T, K, P): each client's adapter less the round's global one, by partition
+            number; zero where a client took no part, or sent what isn't finite. V1.
         aggregates: Shape (T, P): what the released sum, noise included, did to the adapter. V1,
             V2; at V3 less the attacker's own part, where the sum is a weighted mean.
         attacker: The client that is looking. V3.
@@ -110,7 +110,7 @@ class View:
             IntegrityError: The transcript is broken or of another adapter.
         """
         vantage = Vantage(vantage)
-        record = _Record.read(folder)
+        record = Record.read(folder)
         if vantage is Vantage.V1 and record.updates is None:
             raise WrongVantageError(
                 f"the server of {folder} saw no single update (protect = {record.protection!r}): "
@@ -134,30 +134,47 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
-class _Record:
-    """A transcript as it lies in a run's folder; never handed to an attack."""
+class Record:
+    """A transcript as it lies in a run's folder; never handed to an attack.
+
+    Attributes:
+        protection: How updates were summed.
+        schema: Hash of the adapter's schema.
+        adapters: Shape (T + 1, P): the adapter before each round, and the released one.
+        updates: Shape (T, K, P), see `View`; None where the server saw none.
+        weights: Shape (T, K): examples that clients told, 0 for those not heard.
+        heard: Shape (T, K), bool: who answered.
+    """
 
     protection: str
     schema: str
     adapters: Vector
     updates: Vector | None
     weights: NDArray[np.float64]
+    heard: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, folder: Path) -> "_Record":
+    def read(cls, folder: Path) -> "Record":
+        """Read the transcript of a run.
+
+        Raises:
+            ConfigError: The run kept none.
+            IntegrityError: It is broken.
+        """
         place = folder / "transcript"
         try:
             index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-            protection, schema, nodes = index["protection"], index["schema"], int(index["nodes"])
+            protection, schema = index["protection"], index["schema"]
+            places = Partitions.of_index(index)
         except OSError as error:
             raise ConfigError(
                 f"{folder} kept no transcript; run it with transcript = true"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{place / 'index.json'} is not the index of a transcript"
             ) from error
-        rounds = sorted(place.glob("round-*.npz"))
+        rounds = sorted(place.glob("round-*.npz"), key=lambda path: (len(path.name), path.name))
         if not rounds:
             raise ConfigError(f"{place} holds no round")
         adapters: list[Vector] = []
@@ -173,16 +190,16 @@ class _Record:
             with np.load(folder / CHECKPOINT, allow_pickle=False) as file:
                 adapters.append(file["vector"])
             stacked = np.stack(adapters)
-            updates, weights = None, np.empty((0, 0))
+            updates, weights, heard = None, np.empty((0, 0)), np.empty((0, 0), dtype=bool)
             if single:
-                updates, weights = _by_client(single, stacked, nodes)
+                updates, weights, heard = _by_client(single, stacked, places)
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise IntegrityError(
-                f"the transcript in {place} is broken: {type(error).__name__}"
+                f"the transcript in {place} is broken: {type(error).__name__}: {error}"
             ) from error
         if not np.isfinite(stacked).all():
             raise IntegrityError(f"the transcript in {place} holds values that are not finite")
-        return cls(protection, schema, stacked, updates, weights)
+        return cls(protection, schema, stacked, updates, weights, heard)
 
     def without(self, client: int, aggregates: Vector) -> Vector:
         """Take a client's own part out of weighted means; leave other sums as they are."""
@@ -200,21 +217,23 @@ class _Record:
 
 
 def _by_client(
-    rounds: dict[int, tuple[NDArray, ...]], adapters: Vector, count: int
-) -> tuple[Vector, NDArray[np.float64]]:
-    """Sort updates by client; node k holds partition k − 1, as in the in-process grid.
+    rounds: dict[int, tuple[NDArray, ...]], adapters: Vector, places: Partitions
+) -> tuple[Vector, NDArray[np.float64], NDArray[np.bool_]]:
+    """Sort updates, weights and who was heard by partition.
 
-    A client that was not drawn, or was not heard, has an update of zero and no weight.
+    A client that was not drawn, or was not heard, has an update of zero and no weight; so has one
+    whose update isn't finite, as it has for a mechanism that clips.
     """
-    ids = np.concatenate([nodes for nodes, _, _ in rounds.values()])
-    if not 0 < count <= _MOST_CLIENTS or ids.min() < 1 or ids.max() > count:
-        raise ValueError("node ids are not partitions")
-    updates = np.zeros((len(adapters) - 1, count, adapters.shape[1]), dtype=np.float32)
-    weights = np.zeros(updates.shape[:2])
+    updates = np.zeros((len(adapters) - 1, places.count, adapters.shape[1]), dtype=np.float32)
+    weights, heard = np.zeros(updates.shape[:2]), np.zeros(updates.shape[:2], dtype=bool)
     for number, (nodes, vectors, examples) in rounds.items():
-        updates[number, nodes - 1] = vectors - adapters[number]
-        weights[number, nodes - 1] = examples
-    return updates, weights
+        change = vectors - adapters[number]
+        sound = np.isfinite(change).all(axis=1)
+        at = places.of(nodes)
+        heard[number, at] = True
+        updates[number, at[sound]] = change[sound]
+        weights[number, at[sound]] = examples[sound]
+    return updates, weights, heard
 
 
 def run_config(folder: Path) -> SimulationConfig:

@@ -1,10 +1,27 @@
 """Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
 
 from fedvlm._torchvision import hide_if_broken
-from fedvlm.models.processor import ImageInputs, LoadedModel, Processor
+from fedvlm.models.hashing import tokenizer_hash, weights_hash
+from fedvlm.models.processor import (
+    ImageInputs,
+    LoadedModel,
+    ModelHashes,
+    Processor,
+    told_apart,
+)
 from fedvlm.models.vlm import VLM
 
-__all__ = ["VLM", "ImageInputs", "LoadedModel", "Processor", "load_model"]
+__all__ = [
+    "VLM",
+    "ImageInputs",
+    "LoadedModel",
+    "ModelHashes",
+    "Processor",
+    "load_model",
+    "tokenizer_hash",
+    "told_apart",
+    "weights_hash",
+]
 
 hide_if_broken()
 

@@ -76,9 +76,9 @@ class EmbeddedProcessor:
     def __init__(self, tokenizer_file: Path) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        self._tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")  # noqa: S106
-        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self.tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")  # noqa: S106
+        self.tokenizer.enable_truncation(MAX_TOKENS)
 
     def images(
         self,
@@ -102,7 +102,7 @@ class EmbeddedProcessor:
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return ids and mask of captions, padded to the longest: shape (C, L), int64."""
-        encoded = self._tokenizer.encode_batch(list(captions))
+        encoded = self.tokenizer.encode_batch(list(captions))
         return {
             "input_ids": torch.tensor([one.ids for one in encoded]),
             "attention_mask": torch.tensor([one.attention_mask for one in encoded]),

@@ -40,6 +40,8 @@ class VLM(nn.Module):
         # What an adapter may put in: tokens before the caption, a gate after the image tower.
         self.prompt: nn.Module | None = None
         self.gate: nn.Module | None = None
+        # The padding's id where captions are padded on the left: what the prompt may cut there.
+        self.left_padding: int | None = None
 
     @property
     def embedding_dim(self) -> int:

@@ -3,7 +3,8 @@
 A mechanism owns the noise that is drawn and the event that ε is computed from.
 """
 
-from fedvlm.privacy.accounting import RenyiEvent, epsilon, noise_multiplier_for
+from fedvlm.privacy.accounting import epsilon, noise_multiplier_for
+from fedvlm.privacy.events import RenyiEvent, SkellamEvent
 from fedvlm.privacy.ledger import ClientEpsilon, Epsilon, ExampleEpsilon, Ledger
 from fedvlm.privacy.mechanisms import GaussianMechanism, Mechanism, Relation
 from fedvlm.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise, poisson_sample
@@ -22,6 +23,7 @@ __all__ = [
     "RenyiEvent",
     "SecureNoise",
     "SimulatedNoise",
+    "SkellamEvent",
     "epsilon",
     "noise_multiplier_for",
     "plan",

@@ -207,8 +207,8 @@ def _factors(calls: list[_Call], count: int) -> Iterator[Factors]:
         yield from _lora_factors([tap for tap, _ in fan], x, [g for _, g in fan])
 
 
-def _passes(losses: Callable[[], Tensor], taps: list[Tap]) -> tuple[int, list[_Call]]:
-    """Run forward and backward; returns the rows, and the calls that a loss depends on."""
+def passes(losses: Callable[[], Tensor], taps: list[Tap]) -> tuple[Tensor, list[_Call]]:
+    """Run forward and backward; returns the losses, and the calls that they depend on."""
     calls: list[tuple[Tap, Tensor]] = []
     outputs: list[Tensor] = []
 
@@ -236,7 +236,7 @@ def _passes(losses: Callable[[], Tensor], taps: list[Tap]) -> tuple[int, list[_C
                 f"a trained layer was called with {len(call.x)} rows for {count} examples; "
                 "this loss is not row by row"
             )
-    return count, used
+    return values.detach(), used
 
 
 def clipped_sum(
@@ -257,7 +257,8 @@ def clipped_sum(
     Raises:
         ConfigError: A layer's rows are not the examples.
     """
-    count, used = _passes(losses, taps)
+    values, used = passes(losses, taps)
+    count = len(values)
     found: dict[tuple[Tensor, ...], tuple[Tensor, Tensor]] = {}
     sums: dict[Tensor, Tensor] = {}
     with torch.no_grad():

@@ -28,13 +28,13 @@ def plan_command(
     sample_rate: Annotated[
         float, typer.Option(help="chance of a client (or example) to be in a release")
     ] = 1.0,
-    method: Annotated[str, typer.Option(help="pld or rdp")] = "pld",
+    method: Annotated[str, typer.Option(help="auto (the least bound), pld or rdp")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Print the noise multiplier for a target epsilon, or epsilon for a noise multiplier."""
     try:
-        if method not in ("pld", "rdp"):
-            raise ConfigError(f"method must be pld or rdp, got {method!r}")
+        if method not in ("auto", "pld", "rdp"):
+            raise ConfigError(f"method must be auto, pld or rdp, got {method!r}")
         found = plan(
             delta=delta,
             sample_rate=sample_rate,

@@ -11,6 +11,9 @@ from fedvlm.errors import ConfigError
 from fedvlm.privacy.mechanisms import GaussianMechanism
 from fedvlm.privacy.noise import NoiseSource
 
+# More than the rounding of a norm over 10^9 entries.
+_MARGIN = 1e-12
+
 
 def clip(update: NDArray[np.floating], clip_norm: float) -> NDArray[np.float64]:
     """Scale an update down to an L2 norm; one that is not finite counts as zero.
@@ -20,12 +23,13 @@ def clip(update: NDArray[np.floating], clip_norm: float) -> NDArray[np.float64]:
         clip_norm: Largest norm of the result, positive.
 
     Guarantees:
-        The result's norm is at most `clip_norm` (to a relative 10^-12), whatever comes in: a
-        client that sends NaN takes part like one that sends nothing.
+        The result's norm is at most `clip_norm`, whatever comes in, rounding included: what is
+        scaled at all is scaled to a trillionth less. A client that sends NaN takes part like one
+        that sends nothing.
 
     Example:
-        >>> clip(np.array([3.0, 4.0]), 1.0).tolist()
-        [0.6000000000000001, 0.8]
+        >>> clip(np.array([3.0, 4.0]), 1.0).round(6).tolist()
+        [0.6, 0.8]
     """
     wide = update.astype(np.float64)
     if not np.isfinite(wide).all():
@@ -33,9 +37,14 @@ def clip(update: NDArray[np.floating], clip_norm: float) -> NDArray[np.float64]:
     largest = float(np.abs(wide).max(initial=0.0))
     if largest == 0.0:
         return wide
-    # Norms of numbers near 1: squares of huge ones would overflow, of tiny ones vanish.
-    norm = largest * float(np.linalg.norm(wide / largest))
-    return wide if norm <= clip_norm else wide * (clip_norm / norm)
+    # Numbers near 1: squares of huge ones would overflow, of tiny ones vanish, and a factor that
+    # brings a huge one down in one step could be denormal, with few digits or none.
+    unit = wide / largest
+    length = float(np.linalg.norm(unit))
+    target = clip_norm * (1 - _MARGIN)
+    if largest * length <= target:
+        return wide
+    return unit * (target / length)
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,7 @@ def release_round(
     released = mechanism.updates.release(total, noise) / expected_clients
     following = mechanism.clip_norm
     if mechanism.adaptive is not None:
-        noised = unclipped + float(noise.gaussian(mechanism.adaptive.bit_std, 1)[0])
+        noised = float(noise.noised(np.array([unclipped]), mechanism.adaptive.bit_std)[0])
         share = min(max(noised / expected_clients + 0.5, 0.0), 1.0)
         following = mechanism.adaptive.next(mechanism.clip_norm, share)
     return ClientRound(released, following)

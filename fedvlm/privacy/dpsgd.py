@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from fedvlm.adapters.flat import FlatView
 from fedvlm.models.vlm import VLM
+from fedvlm.privacy._coupling import check_rowwise
 from fedvlm.privacy._layerwise import clipped_sum, merged, taps_of
 from fedvlm.privacy.ledger import Ledger
-from fedvlm.privacy.losses import Batch, PrivateLoss
+from fedvlm.privacy.losses import Batch, PrivateLoss, needs_loop
 from fedvlm.privacy.mechanisms import GaussianMechanism
 from fedvlm.privacy.noise import NoiseSource, poisson_sample
 
@@ -65,10 +66,17 @@ def _without_causal_mask(vlm: VLM, batch: Batch) -> Batch:
     return {**batch, "text": text}
 
 
+# Single precision's error in a norm and in a sum of clipped gradients, relative to C: taken off the
+# clip, so that C is never exceeded.
+MARGIN = 1e-4
+_LEAST_FACTOR = 1e-36  # near 10^-38 a factor is denormal and has few digits: such a unit counts 0
+
+
 def _coefficients(norms: Tensor, clip_norm: float) -> Tensor:
     """Return min(1, C/norm) for each unit, and 0 for a unit whose gradient is not finite."""
-    factor = (clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), factor, torch.zeros_like(factor))
+    factor = ((1 - MARGIN) * clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
+    sound = torch.isfinite(norms) & (factor >= _LEAST_FACTOR)
+    return torch.where(sound, factor, torch.zeros_like(factor))
 
 
 def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str, Tensor]:
@@ -82,6 +90,12 @@ def per_example_gradients(vlm: VLM, loss: PrivateLoss, batch: Batch) -> dict[str
         alone = pytree.tree_map(lambda value: value[None], unit)
         return functional_call(module, {**parameters, **fixed}, (alone,))[0]
 
+    if needs_loop(vlm):
+        units = len(pytree.tree_leaves(batch)[0])
+        rows = [pytree.tree_map(lambda value, i=i: value[i], dict(batch)) for i in range(units)]
+        each = [grad(one)(trained, row) for row in rows]
+        found = {name: torch.stack([gradient[name] for gradient in each]) for name in trained}
+        return {name.removeprefix("vlm."): value for name, value in found.items()}
     with _plain_attention(vlm):
         found = vmap(grad(one), in_dims=(None, 0))(trained, _without_causal_mask(vlm, batch))
     return {name.removeprefix("vlm."): value for name, value in found.items()}
@@ -124,12 +138,13 @@ def clipped_gradient_sum(
         Shape (P,), float64, in the view's order.
 
     Guarantees:
-        Adding or removing one example moves the sum by at most `loss.factor * clip_norm` (to a
-        relative 10^-4, the rounding of float32, for parameters of up to 10^6 entries). A unit
-        whose gradient is not finite counts as zero.
+        Adding or removing one example moves the sum by at most `loss.factor * clip_norm`, the
+        rounding of float32 included for parameters of up to 10^6 entries. A unit whose gradient
+        is not finite counts as zero, and so does one of a norm 10^36 times C.
 
     Raises:
-        ConfigError: The loss says that it is row by row, and is not.
+        ConfigError: The loss says that it is row by row, and is not. That is looked at once for a
+            loss and a model: a row is replaced and left out, and the others must stay as they are.
     """
     batch, weights = loss.units(vlm, batch)
     units = len(pytree.tree_leaves(batch)[0])
@@ -145,6 +160,7 @@ def clipped_gradient_sum(
                 return _coefficients(norms, clip_norm) * scale
 
             if taps is not None:
+                check_rowwise(loss, vlm, part, taps)
                 sums = clipped_sum(lambda p=part: loss(vlm, p), taps, coefficients)
             else:
                 sums = _sum_by_vmap(vlm, loss, part, coefficients)

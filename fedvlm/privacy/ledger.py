@@ -4,12 +4,12 @@ import json
 import math
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Any
 
 import dp_accounting
 
 from fedvlm.errors import BudgetExceeded, ConfigError, IntegrityError
-from fedvlm.privacy.accounting import ORDERS, RenyiEvent, epsilon
+from fedvlm.privacy.accounting import epsilon
+from fedvlm.privacy.events import event_from_json, event_to_json
 from fedvlm.privacy.mechanisms import Mechanism
 
 # Slack for a budget that was solved for: bisection and discretisation end this close to it.
@@ -62,28 +62,6 @@ class ClientEpsilon(Epsilon):
 
 
 UNITS: dict[str, type[Epsilon]] = {"example": ExampleEpsilon, "client": ClientEpsilon}
-
-
-def _event_to_json(event: dp_accounting.DpEvent) -> dict[str, Any]:
-    if isinstance(event, dp_accounting.GaussianDpEvent):
-        return {"kind": "gaussian", "noise_multiplier": event.noise_multiplier}
-    if isinstance(event, dp_accounting.PoissonSampledDpEvent):
-        inner = _event_to_json(event.event)
-        return {"kind": "poisson", "rate": event.sampling_probability, "event": inner}
-    if isinstance(event, RenyiEvent):
-        return {"kind": "renyi", "name": event.name, "curve": list(event.curve)}
-    raise ConfigError(f"a ledger can't keep an event of type {type(event).__name__}")
-
-
-def _event_from_json(data: dict[str, Any]) -> dp_accounting.DpEvent:
-    if data["kind"] == "gaussian":
-        return dp_accounting.GaussianDpEvent(float(data["noise_multiplier"]))
-    if data["kind"] == "poisson":
-        inner = _event_from_json(data["event"])
-        return dp_accounting.PoissonSampledDpEvent(float(data["rate"]), inner)
-    if data["kind"] == "renyi" and len(data["curve"]) == len(ORDERS):
-        return RenyiEvent(tuple(map(float, data["curve"])), str(data["name"]))
-    raise IntegrityError("the ledger holds an event of an unknown kind")
 
 
 class Ledger:
@@ -166,7 +144,7 @@ class Ledger:
 
     def to_json(self) -> str:
         """Write the ledger, so that a run that goes on can't forget what it spent."""
-        events = [[_event_to_json(event), count] for event, count in self._events.items()]
+        events = [[event_to_json(event), count] for event, count in self._events.items()]
         budget = self.budget if math.isfinite(self.budget) else None
         return json.dumps(
             {"unit": self.unit, "budget": budget, "delta": self.delta, "events": events}
@@ -186,7 +164,9 @@ class Ledger:
             for event, count in data["events"]:
                 if type(count) is not int or count < 1:
                     raise ValueError("count")
-                ledger._events[_event_from_json(event)] = count
+                key = event_from_json(event)
+                # An event that stands twice happened both times.
+                ledger._events[key] = ledger._events.get(key, 0) + count
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError("what should be a ledger is not one") from error
         return ledger

@@ -166,6 +166,16 @@ def group_batch(
     }
 
 
+def needs_loop(vlm: VLM) -> bool:
+    """Return whether each unit must be differentiated by a pass of its own.
+
+    SigLIP 2 resizes its position embeddings to each image's shape (NaFlex), which it reads as
+    Python numbers: `vmap` can't. One unit after the other gives the same gradients, more slowly.
+    """
+    config: Any = vlm.backbone.config
+    return config.model_type == "siglip2"
+
+
 def examples(pairs: EncodedPairs, indices: NDArray[np.int64]) -> dict[str, Any]:
     """Return the `image` and `text` inputs of some pairs, one row each."""
     return {

@@ -22,6 +22,8 @@ class Relation(enum.Enum):
 
     ADD_OR_REMOVE = "add-or-remove"
     REPLACE = "replace"
+    # A unit's vector is replaced by zero, and who takes part is public.
+    ZERO_OUT = "zero-out, participants public"
 
 
 class Mechanism(Protocol):
@@ -100,4 +102,4 @@ class GaussianMechanism:
         """
         if not np.isfinite(total).all():
             raise IntegrityError("a sum with NaN or Inf can't be released: noise can't hide it")
-        return total.astype(np.float64) + noise.gaussian(self.std, total.size).reshape(total.shape)
+        return noise.noised(total.astype(np.float64), self.std)

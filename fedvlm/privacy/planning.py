@@ -1,9 +1,10 @@
 """Plans: which noise a wished-for ε needs over a whole run, and which ε a given noise has."""
 
+import math
 from dataclasses import dataclass
 
 from fedvlm.errors import ConfigError
-from fedvlm.privacy.accounting import Method, epsilon, noise_multiplier_for
+from fedvlm.privacy.accounting import Method, epsilon_and_method, noise_multiplier_for
 from fedvlm.privacy.mechanisms import GaussianMechanism
 
 
@@ -17,7 +18,8 @@ class Plan:
         noise_multiplier: Noise over sensitivity in each release.
         sample_rate: Chance of each unit to be in a release.
         steps: Number of releases.
-        method: "pld" or "rdp": how ε was computed.
+        method: How ε was computed: "analytic" (exact), "pld", "rdp" or "coins", whichever bound was
+            the least; see `fedvlm.privacy.accounting.epsilon_and_method`.
     """
 
     epsilon: float
@@ -35,7 +37,7 @@ def plan(
     steps: int,
     target_epsilon: float | None = None,
     noise_multiplier: float | None = None,
-    method: Method = "pld",
+    method: Method = "auto",
 ) -> Plan:
     """Solve a run for its noise or for its ε, whichever is not given.
 
@@ -45,7 +47,7 @@ def plan(
         steps: Number of releases, at least 1.
         target_epsilon: ε to stay within.
         noise_multiplier: Noise over sensitivity.
-        method: How ε is computed.
+        method: "auto" for the least bound, or the one to take.
 
     Raises:
         ConfigError: Not exactly one of ε and noise is given, or a value is out of range.
@@ -57,13 +59,16 @@ def plan(
     """
     if (target_epsilon is None) == (noise_multiplier is None):
         raise ConfigError("give either epsilon or noise_multiplier, and not both")
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {steps}")
+    if target_epsilon is not None and not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise ConfigError(f"epsilon must be positive and finite, got {target_epsilon}")
+    if type(steps) is not int or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, got {steps}")
 
     def event(z: float):
         return GaussianMechanism(1.0, z, sample_rate).event()
 
     z = noise_multiplier
     if z is None:
-        z = noise_multiplier_for(event, steps, target_epsilon or 0.0, delta, method)
-    return Plan(epsilon([(event(z), steps)], delta, method), delta, z, sample_rate, steps, method)
+        z = noise_multiplier_for(event, steps, float(target_epsilon or 0.0), delta, method)
+    found, by = epsilon_and_method([(event(z), steps)], delta, method)
+    return Plan(found, delta, z, sample_rate, steps, by)

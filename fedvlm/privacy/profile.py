@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import dp_accounting
 import numpy as np
-from dp_accounting import pld
 
-from fedvlm.privacy.accounting import RenyiEvent, epsilon
+from fedvlm.privacy.accounting import delta_at, epsilon
+from fedvlm.privacy.events import RenyiEvent
 
 Profile = tuple[tuple[float, float], ...]
 """Pairs (ε, δ), each of which holds."""
@@ -32,9 +32,6 @@ def privacy_profile(history: Sequence[tuple[dp_accounting.DpEvent, int]]) -> Pro
             [np.geomspace(_LEAST_DELTA, 0.01, _POINTS // 2), np.linspace(0.02, 0.98, _POINTS // 2)]
         )
         return tuple((epsilon(history, float(d), "rdp"), float(d)) for d in deltas)
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for event, count in history:
-        accountant.compose(event, count)
-    most = accountant.get_epsilon(_LEAST_DELTA)
+    most = epsilon(history, _LEAST_DELTA)
     grid = np.concatenate([[0.0], np.geomspace(1e-2, max(most, 2e-2), _POINTS - 1)])
-    return tuple((float(e), float(accountant.get_delta(e))) for e in grid)
+    return tuple((float(e), delta_at(history, float(e))) for e in grid)

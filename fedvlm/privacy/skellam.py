@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError
-from fedvlm.privacy.accounting import ORDERS, RenyiEvent
-from fedvlm.privacy.noise import NoiseSource
+from fedvlm.privacy.events import SkellamEvent
+from fedvlm.privacy.mechanisms import Relation
+from fedvlm.privacy.noise import MAX_SKELLAM_VARIANCE, NoiseSource
 
 if TYPE_CHECKING:
     from secure.aggregation import LanePlan
@@ -144,9 +145,11 @@ class SkellamMechanism:
 
     Guarantees:
         Whoever sees the sum and knows the noise of all clients but `least_noised` learns of one
-        client's update no more than `event()` allows, under add-or-remove of the client. Rounding
-        widens the sensitivity to `rounded_norm`, which is what is accounted for.
-        The number of clients in the sum is public.
+        client's update no more than `event()` allows: data sets are neighbours where one client's
+        update is replaced by zero (`relation`). Rounding widens the sensitivity to `rounded_norm`,
+        which is what is accounted for.
+        Who is in the sum is public, and not protected: each client adds a share of the noise, so
+        that the variance of the sum alone tells how many there are.
 
     Raises:
         ConfigError: A value is out of range.
@@ -175,6 +178,11 @@ class SkellamMechanism:
             )
 
     @property
+    def relation(self) -> Relation:
+        """The neighbours that `event()` is about."""
+        return Relation.ZERO_OUT
+
+    @property
     def dimension(self) -> int:
         """Coordinates after padding to a power of two."""
         return 1 << (self.size - 1).bit_length()
@@ -199,20 +207,9 @@ class SkellamMechanism:
         """Largest absolute value of an integer that a client sends."""
         return math.floor(self.rounded_norm) + noise_tail(self.local_variance)
 
-    def event(self) -> RenyiEvent:
-        """Return the Rényi curve of one release (Agarwal et al. 2021, theorem 3.5)."""
-        wide, variance = self.rounded_norm, (self.scale * self.std) ** 2
-        absolute = min(math.sqrt(self.dimension) * wide, wide**2)
-        curve = []
-        for order in ORDERS:
-            # The theorem is for whole orders, and the divergence rises with the order.
-            a = math.ceil(order)
-            gap = min(
-                ((2 * a - 1) * wide**2 + 6 * absolute) / (4 * variance**2),
-                3 * absolute / (2 * variance),
-            )
-            curve.append(a * wide**2 / (2 * variance) + gap)
-        return RenyiEvent(tuple(curve), "skellam")
+    def event(self) -> SkellamEvent:
+        """Return what the accountant is told of one release."""
+        return SkellamEvent((self.scale * self.std) ** 2, self.dimension, self.rounded_norm)
 
     def lanes(self) -> "LanePlan":
         """Plan the lanes of secure aggregation, in which no sum can wrap.
@@ -307,7 +304,10 @@ def plan_skellam(
         )
 
     def fits(scale: float) -> bool:
-        return most_clients * 2 * make(scale).magnitude < 1 << lane
+        mechanism = make(scale)
+        if mechanism.local_variance > MAX_SKELLAM_VARIANCE / 2:
+            return False
+        return most_clients * 2 * mechanism.magnitude < 1 << lane
 
     # At the least, a client's noise must be wide enough to be drawn, with room to spare.
     low = math.sqrt(25.0 * least_noised) / (noise_multiplier * clip_norm)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
-from fedvlm.models.processor import ImageInputs, LoadedModel
+from fedvlm.models.processor import ImageInputs, LoadedModel, told_apart
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,18 @@ def encode_pairs(
 
     Returns:
         The inputs of the pairs.
+
+    Raises:
+        ConfigError: The model's tokenizer can't take the captions, or tell them apart.
     """
     distinct, caption_of = data.distinct_captions
+    text = model.processor.texts(distinct)
+    told_apart(distinct, text)
     return EncodedPairs(
         images=model.processor.images(
             data, np.arange(len(data)) if rows is None else rows, progress
         ),
-        text=model.processor.texts(distinct),
+        text=text,
         caption_of=caption_of,
         concepts=data.concepts,
         domains=data.domains,

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.errors import ParameterError
-from secure.he._rotations import encode_weights, sum_of_products
+from secure.he._exact import encode_periodic
+from secure.he._rotations import sum_of_products, unit
 from secure.he._seal import engine
 from secure.he.chain_plan import periodic_folds, periodic_split
 from secure.he.errors import DepthError
 from secure.he.keys import EvaluationKeys
 from secure.he.params import HEParams
+from secure.random import SecureRandom
 
 
 class PeriodicLayer:
@@ -30,17 +31,19 @@ class PeriodicLayer:
         self._folds = periodic_folds(n, m)
         baby, giant = periodic_split(n, m)
         self._baby = baby
-        slot = np.arange(params.slots)
-        self._diagonals = []
+        dither = SecureRandom()
+        slot = np.arange(max(n, m))
+        self._diagonals: list[list[Any]] = []
         for big in range(giant):
             row = []
             for small in range(baby):
                 values = weight[slot % m, (slot + big * baby + small) % n]
                 values = np.roll(values, big * baby)
-                row.append(encode_weights(params, values, scale, level))
+                plain = encode_periodic(params, values, scale, level, dither)
+                row.append(None if plain.is_zero() else plain)
             self._diagonals.append(row)
         if not any(plain for row in self._diagonals for plain in row):
-            raise ParameterError("all weights of a layer are zero: nothing to encrypt for")
+            self._diagonals[0][0] = unit(params, scale, level)
 
     def apply(self, ciphertext: Any, keys: EvaluationKeys) -> Any:
         """Return the product, at the product of the scales."""
@@ -68,9 +71,8 @@ def add_periodic(params: HEParams, ciphertext: Any, values: NDArray) -> None:
     if not np.any(values):
         return
     seal = engine(params)
-    slots = np.tile(values, params.slots // len(values))
-    level = seal.level_of(ciphertext)
-    seal.evaluator.add_plain_inplace(ciphertext, seal.encode(slots, ciphertext.scale, level))
+    plain = encode_periodic(params, values, ciphertext.scale, seal.level_of(ciphertext))
+    seal.evaluator.add_plain_inplace(ciphertext, plain)
 
 
 def rescale(params: HEParams, ciphertext: Any) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.errors import ParameterError
+from secure.he._arguments import whole
 from secure.he.params import HEParams
 
 TAG = struct.Struct("<B4I")
@@ -45,6 +46,11 @@ class Plan(Protocol):
         ...
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        ...
+
+    @property
     def relinearises(self) -> bool:
         """Whether a relinearisation key is needed."""
         ...
@@ -70,7 +76,7 @@ def power_of_two(count: int) -> int:
 
 def require_sides(*sides: int) -> None:
     """Refuse sizes that no layer has."""
-    if any(not 1 <= side <= _MAX_SIDE for side in sides):
+    if any(not 1 <= whole(side, "a size") <= _MAX_SIDE for side in sides):
         raise ParameterError(f"sizes must be in [1, {_MAX_SIDE}], got {list(sides)}")
 
 

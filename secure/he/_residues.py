@@ -5,6 +5,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from secure.he._bounds import FLOAT, rounding
+from secure.he._rotations import weight_bits
 from secure.he._seal import engine
 from secure.he.ciphertext import Piece
 from secure.he.errors import RangeError
@@ -20,12 +22,17 @@ _LIMB_MASK = np.uint64((1 << _LIMB_BITS) - 1)
 class ResidueLayer:
     """Integer weights of one layer, for the residue layout.
 
-    The weights are rounded to integers, and their scale goes into the scale of the result.
+    The weights are rounded to integers, and their scale goes into the scale of the result. Wide
+    layers have few bits in one exact float64 product; where rounding to them would err by more
+    than the parameters allow, the integers are cut into digits, with a product each.
 
     Args:
         plan: The layout.
         weight: Shape `(out_features, in_features)`.
         bias: Shape `(out_features,)`, or None.
+
+    Attributes:
+        error: Bound on the error of an entry, for any input of norm up to `max_abs`.
     """
 
     def __init__(
@@ -37,23 +44,37 @@ class ResidueLayer:
         self.plan = plan
         params = plan.params
         self._bias = np.zeros(plan.out_features) if bias is None else bias
-        largest = float(
-            (np.sqrt(2) * (np.linalg.norm(weight, axis=1) * params.max_abs + abs(self._bias))).max()
-        )
-        width = min(plan.in_features, _MAX_WIDTH)
-        exact = _EXACT_BITS - _LIMB_BITS - math.ceil(math.log2(width))
-        modulus = sum(math.log2(prime) for prime in engine(params).primes())
-        headroom = max(1.5 + math.log2(max(largest, 2.0**-40)), 1.0)
-        room = modulus - headroom - params.scale_bits
+        norms = np.linalg.norm(weight, axis=1)
+        # Two tokens share a slot.
+        reach = norms * (params.max_abs + math.sqrt(2) * params.noise()) + abs(self._bias)
+        largest = math.sqrt(2) * float(np.maximum(reach, 2 * abs(self._bias)).max())
         peak = float(np.abs(weight).max()) or 1.0
-        factor = min(2.0**exact / peak, 2.0**room)
-        if factor * peak < 2.0**7:
-            raise RangeError(
-                f"results up to {largest:.3g} leave {math.log2(max(factor * peak, 1)):.0f} bits "
-                "for the weights, and 7 are needed: choose parameters with a longer modulus"
-            )
+        room = weight_bits(params, largest, 0, 2.0**params.scale_bits, peak)
+        self._digit_bits = _EXACT_BITS - _LIMB_BITS - _width_bits(plan.in_features)
+        allowed = rounding(params.poly_modulus_degree) * max(float(norms.max()), 1.0) * 2.0**-room
+        digits = 1
+        while True:
+            factor = min(2.0 ** (digits * self._digit_bits) / peak, 2.0**room)
+            integers = np.rint(weight * factor)
+            # A ciphertext has a second polynomial: a row of zeros gets the smallest weight.
+            integers[~integers.any(axis=1), 0] = 1.0
+            # Of the weights as they are rounded, not of any: for every input, a bound.
+            rounded = np.linalg.norm(integers / factor - weight, axis=1)
+            if rounded.max() <= allowed or factor == 2.0**room:
+                break
+            digits += 1
         self.weight_scale = factor
-        self._integers = np.rint(weight * factor)
+        self._digits = _digits(integers, self._digit_bits)
+        noise = np.linalg.norm(integers / factor, axis=1) * params.noise()
+        values = norms * params.max_abs + abs(self._bias)
+        # The bias is encoded with an error of half a unit, and the result's scale is far above it.
+        error = noise + rounded * params.max_abs + 4 * FLOAT * values
+        self.error = float(error.max()) + 1 / (2.0**params.scale_bits * factor)
+        if rounded.max() > allowed:
+            raise RangeError(
+                f"{plan.in_features} weights of {room:.0f} bits in a row err by "
+                f"{rounded.max():.1e}: choose parameters with a longer modulus"
+            )
 
     def apply(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         """Return the result's ciphertexts for the input's."""
@@ -82,9 +103,17 @@ class ResidueLayer:
         for block in range(plan.token_blocks):
             for index, prime in enumerate(primes):
                 matrix = residues[block, :, :, index].reshape(plan.in_features, -1)
-                product = matmul_mod(self._integers, matrix, prime)
+                product = self._product(matrix, prime)
                 out[block, :, :, index] = product.reshape(plan.out_features, 2, -1)
         return out
+
+    def _product(self, matrix: NDArray[np.uint64], prime: int) -> NDArray[np.uint64]:
+        total = matmul_mod(self._digits[0], matrix, prime)
+        for digit in self._digits[1:]:
+            shifted = total.view(np.int64)
+            _reduce(shifted, np.zeros(1), prime, self._digit_bits)
+            total = (total + matmul_mod(digit, matrix, prime)) % np.uint64(prime)
+        return total
 
     def pack(self, product: NDArray[np.uint64]) -> tuple[Piece, ...]:
         """Add the bias, and return the ciphertexts of the result."""
@@ -98,6 +127,20 @@ class ResidueLayer:
                 product[:, feature, 0] = (product[:, feature, 0] + plain) % primes
         flat = product.reshape(-1, *product.shape[2:])
         return tuple(Piece(one) for one in flat)
+
+
+def _width_bits(in_features: int) -> int:
+    return math.ceil(math.log2(min(in_features, _MAX_WIDTH)))
+
+
+def _digits(integers: NDArray[np.float64], bits: int) -> list[NDArray[np.float64]]:
+    """Cut integers into digits of at most `2^bits` in size, the highest first."""
+    found = []
+    while np.abs(integers).max() > 2.0**bits:
+        higher = np.rint(integers * 2.0**-bits)
+        found.append(integers - higher * 2.0**bits)
+        integers = higher
+    return [integers, *reversed(found)]
 
 
 def matmul_mod(
@@ -142,14 +185,19 @@ def _matmul_mod_part(
     return out.view(np.uint64)
 
 
-def _reduce(total: NDArray[np.int64], low: NDArray[np.float64], prime: int) -> None:
-    """Set `total`, in [0, prime), to `(total * 2^27 + low) mod prime`; `|low| <= 2^53`."""
-    quotient = total * float(1 << _LIMB_BITS)
+def _reduce(
+    total: NDArray[np.int64], low: NDArray[np.float64], prime: int, bits: int = _LIMB_BITS
+) -> None:
+    """Set `total`, in [0, prime), to `(total * 2^bits + low) mod prime`.
+
+    Exact for `bits` up to 27 and `|low| <= 2^53`.
+    """
+    quotient = total * float(1 << bits)
     quotient += low
     quotient *= 1.0 / prime
     np.floor(quotient, out=quotient)
     # The true remainder is small, so arithmetic that wraps modulo 2^64 gives it exactly.
-    total <<= _LIMB_BITS
+    total <<= bits
     total += low.astype(np.int64)
     total -= quotient.astype(np.int64) * prime
     total += (total >> 63) & prime

@@ -160,12 +160,17 @@ class Engine:
         return _HEADER.pack(_MAGIC, _HEADER.size, *self._version, 0, 0, size) + body
 
     def _members(
-        self, parms_id: list[int], residues: NDArray[np.uint64], seed: bytes, scale: float
+        self,
+        parms_id: list[int],
+        residues: NDArray[np.uint64],
+        seed: bytes,
+        scale: float,
+        transformed: bool = True,
     ) -> bytes:
         primes = residues.shape[-2]
         head = _MEMBERS.pack(
             struct.pack("<4Q", *parms_id),
-            1,
+            transformed,
             2,
             self.params.poly_modulus_degree,
             primes,
@@ -250,6 +255,26 @@ class Engine:
         return (
             np.frombuffer(body, dtype="<u8", offset=start).reshape(primes, degree).astype(np.uint64)
         )
+
+    def to_ntt(self, coefficients: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
+        """Return the residues, as SEAL keeps them, of polynomials given by their coefficients.
+
+        Args:
+            coefficients: Residues, shape `(primes, N)`, each below its prime.
+            level: Rescalings done.
+        """
+        # SEAL transforms ciphertexts only; what the second polynomial is does not matter.
+        pair = np.stack([coefficients, np.ones_like(coefficients)])
+        body = self._members(self.level_id(level), pair, b"", 1.0, transformed=False)
+        carrier = self._load(self.api.Ciphertext(), body)
+        self.evaluator.transform_to_ntt_inplace(carrier)
+        return self.residues(carrier, level)[0]
+
+    def plaintext(self, residues: NDArray[np.uint64], level: int, scale: float) -> Any:
+        """Build a SEAL plaintext from residues `(primes, N)` in NTT form."""
+        head = _PLAIN.pack(struct.pack("<4Q", *self.level_id(level)), residues.size, scale)
+        words = struct.pack("<Q", residues.size) + residues.astype("<u8").tobytes()
+        return self._load(self.api.Plaintext(), head + self._frame(words))
 
     # -- evaluation keys ---------------------------------------------------------------------
 

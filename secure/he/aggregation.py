@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.errors import ParameterError
+from secure.he._arguments import real, whole
+from secure.he._bounds import ERROR_STD, FLOAT, summand_error
 from secure.he._seal import engine
 from secure.he.ciphertext import Encrypted, Piece
 from secure.he.client import HEClient
 from secure.he.errors import LayoutError, RangeError
-from secure.he.params import ERROR_STD, HEParams
+from secure.he.params import HEParams
 from secure.he.plans import SumPlan
 
 LABEL = "server-blind; clients share one key and must not collude with the server"
 
-# Standard deviations that an entry's error may reach: over 10^8 entries and rounds, one
-# exceeds it with probability 1e-6 (normal tail at 8.2).
+# Standard deviations that a coefficient's noise may reach.
 _SIGMAS = 8.2
 _DEGREE = 2048
 _BITS = range(28, 54)
@@ -39,9 +40,16 @@ def max_summands(params: HEParams) -> int:
 
 
 def sum_error(params: HEParams, summands: int) -> float:
-    """Return the largest error of an entry of a sum, at 8.2 standard deviations."""
-    variance = (ERROR_STD**2 + 1 / 12) * params.slots * summands
-    return _SIGMAS * math.sqrt(variance) * 2.0**-params.scale_bits
+    """Bound the ciphertext's noise in an entry of a sum: what depends on the key.
+
+    Exceeded with probability 3e-14 an entry.
+    """
+    return summand_error(params.poly_modulus_degree, summands) * 2.0**-params.scale_bits
+
+
+def sum_tolerance(params: HEParams, summands: int) -> float:
+    """Bound the error of an entry of a sum: noise, and the rounding of float64."""
+    return sum_error(params, summands) + FLOAT * summands * params.max_abs
 
 
 def sum_params(clients: int, clip_norm: float, error: float) -> HEParams:
@@ -59,7 +67,9 @@ def sum_params(clients: int, clip_norm: float, error: float) -> HEParams:
         >>> sum_params(clients=10, clip_norm=1.0, error=1e-5).coeff_bits
         (30,)
     """
-    if clients < 1 or not (clip_norm > 0 and error > 0):
+    if whole(clients, "clients") < 1 or not (
+        real(clip_norm, "clip_norm") > 0 and real(error, "error") > 0
+    ):
         raise ParameterError("clients, clip_norm and error must be positive")
     for bits in _BITS:
         for scale_bits in range(8, bits):
@@ -67,7 +77,7 @@ def sum_params(clients: int, clip_norm: float, error: float) -> HEParams:
                 params = HEParams(_DEGREE, (bits,), scale_bits, clip_norm, "a sum")
             except ParameterError:
                 break
-            if sum_error(params, clients) <= error and max_summands(params) >= clients:
+            if sum_tolerance(params, clients) <= error and max_summands(params) >= clients:
                 return params
     raise ParameterError(
         f"an error of {error:.1e} over {clients} vectors of norm {clip_norm:g} does not fit "
@@ -153,7 +163,7 @@ class HEAggregator:
 
     Attributes:
         label: What protects whom, for reports.
-        tolerance: Largest error of an entry: exceeded with probability under 1e-6 in a run.
+        tolerance: Largest error of an entry: exceeded with probability 3e-14 an entry.
 
     Guarantees:
         Against a server that follows the protocol and gets the key from nobody: it learns
@@ -172,7 +182,7 @@ class HEAggregator:
         self.label = LABEL
         self.clients = clients
         self.params = sum_params(clients, clip_norm, error)
-        self.tolerance = sum_error(self.params, clients)
+        self.tolerance = sum_tolerance(self.params, clients)
         self.upload_bytes = 0
         self.download_bytes = 0
         self._client = HEClient(self.params)

@@ -74,9 +74,19 @@ class ChainPlan:
         return tuple(sorted({step for pair in pairs for step in periodic_steps(*pair)}))
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.out_features
+
+    @property
     def relinearises(self) -> bool:
         """The square is a product of ciphertexts."""
         return self.square
+
+    @property
+    def period(self) -> int:
+        """Slots after which an input repeats."""
+        return self.sizes[0]
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Pack one vector `(in_features,)` into slots, with period n."""
@@ -136,9 +146,19 @@ class PeriodicPlan:
         return tuple(sorted(periodic_steps(*self.sizes)))
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.out_features
+
+    @property
     def relinearises(self) -> bool:
         """No product of ciphertexts."""
         return False
+
+    @property
+    def period(self) -> int:
+        """Slots after which an input repeats."""
+        return self.sizes[0]
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Pack one vector `(in_features,)` into slots, with period n."""

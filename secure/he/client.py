@@ -1,18 +1,23 @@
 """The client: it alone holds the secret key."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError
+from secure.he._arguments import as_floats
+from secure.he._bounds import summand_error
+from secure.he._exact import encode_periodic
 from secure.he._pack import pack, packed_bytes, unpack
+from secure.he._rotations import slots_of
 from secure.he._seal import engine, galois_element, native_errors
 from secure.he.ciphertext import Encrypted, Piece
 from secure.he.errors import LayoutError, RangeError, ReleaseError, WireError
 from secure.he.keys import EvaluationKeys
 from secure.he.params import HEParams
-from secure.he.plans import Plan
+from secure.he.plans import ChainPlan, PeriodicPlan, Plan, SumPlan
 from secure.he.release import ReleasePolicy
 from secure.he.wire import (
     FINGERPRINT_BYTES,
@@ -22,6 +27,9 @@ from secure.he.wire import (
     require_same_parameters,
 )
 from secure.random import SecureRandom
+
+# Root mean square of coefficients from which on rounding to the nearest is as good as random.
+_LARGE_COEFFICIENT = 2.0**8
 
 
 class HEClient:
@@ -89,10 +97,11 @@ class HEClient:
             ParametersMismatchError: The plan was made for other parameters.
         """
         require_same_parameters(plan.params.identity, self.params.identity, "the plan")
-        array = np.asarray(values, dtype=np.float64)
+        array = as_floats(values, "values")
         if array.ndim not in (1, 2):
             raise ParameterError(f"values have one or two axes, got {array.ndim}")
-        largest = float(np.sqrt(np.sum(np.square(array), axis=-1)).max(initial=0.0))
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = float(np.sqrt(np.sum(np.square(array), axis=-1)).max(initial=0.0))
         if not largest <= self.params.max_abs * (1 + 1e-9):
             raise RangeError(
                 f"a row has norm above max_abs={self.params.max_abs:g} or is not finite: scale "
@@ -101,10 +110,21 @@ class HEClient:
         scale = 2.0**self.params.scale_bits
         pieces = []
         for slots in plan.encode(array):
-            plain = self._seal.encode(slots, scale)
+            plain = self._encode(plan, slots, scale)
             sealed = self._encryptor.encrypt_symmetric(plain)
             pieces.append(Piece(*self._seal.seeded_residues(sealed, 0)))
         return Encrypted(plan, self.fingerprint, False, 0, scale, tuple(pieces))
+
+    def _encode(self, plan: Plan, slots: NDArray[np.complex128], scale: float) -> Any:
+        if isinstance(plan, ChainPlan | PeriodicPlan):
+            return encode_periodic(self.params, slots[: plan.period], scale, 0, self._random)
+        # Small coefficients are rounded at random: to the nearest, their errors would agree, and
+        # sparse values vanish. Of large ones the last bits are random as they are.
+        degree = self.params.poly_modulus_degree
+        size = float(np.linalg.norm(slots)) * scale * math.sqrt(2) / degree
+        if size < _LARGE_COEFFICIENT:
+            slots = slots + slots_of(self._random.uniform(degree) - 0.5) / scale
+        return self._seal.encode(slots, scale)
 
     def evaluation_keys(self, plan: Plan, public: bool = False) -> EvaluationKeys:
         """Make the keys that a server needs for a layer: only its own rotations.
@@ -166,8 +186,10 @@ class HEClient:
         """Decrypt a result for someone else: noised, rounded and counted.
 
         Raises:
-            ReleaseError: The key has released `policy.max_queries` results.
+            ReleaseError: The key has released `policy.max_queries` results, or the policy was
+                made for fewer entries or a smaller error than this result's.
         """
+        policy.require(encrypted.plan.entries, _least_error(encrypted))
         if self._released >= policy.max_queries:
             raise ReleaseError(
                 f"this key has released {self._released} results, the policy's limit: "
@@ -219,3 +241,12 @@ class HEClient:
 
     def __repr__(self) -> str:
         return f"HEClient(N={self.params.poly_modulus_degree}, key={self.fingerprint.hex()[:8]})"
+
+
+def _least_error(encrypted: Encrypted) -> float:
+    """Return the error that an entry of a result may have at least: of unit rows, of one vector."""
+    plan = encrypted.plan
+    if isinstance(plan, SumPlan):
+        return summand_error(plan.params.poly_modulus_degree) * 2.0**-plan.params.scale_bits
+    depth = (2 if plan.square else 1) if isinstance(plan, ChainPlan) else 0
+    return plan.params.predicted_error(depth)

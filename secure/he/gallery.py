@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError
+from secure.he._arguments import as_matrix, whole
 from secure.he.ciphertext import Encrypted
 from secure.he.keys import EvaluationKeys
-from secure.he.linear import EncryptedLinear, as_matrix
+from secure.he.linear import EncryptedLinear
 from secure.he.params import HEParams
 from secure.he.plans import RotationPlan
 
@@ -25,6 +26,9 @@ class EncryptedGallery:
         embeddings: Shape `(items, dimension)`; unit rows give cosine similarities.
         params: Encryption parameters with a special prime.
         progress: Show a bar while encoding, where stderr is a terminal.
+
+    Attributes:
+        error: Bound on the error of a score, as for `EncryptedLinear`.
 
     Guarantees:
         The server learns neither query nor scores nor which items come out on top (IND-CPA).
@@ -50,6 +54,7 @@ class EncryptedGallery:
             self._layer = EncryptedLinear(matrix, params=params, plan=plan, progress=report)
         self.params = params
         self.plan = plan
+        self.error = self._layer.error
 
     def query(self, encrypted: Encrypted, keys: EvaluationKeys) -> Encrypted:
         """Return the encrypted scores, `(1, items)` once decrypted.
@@ -62,16 +67,17 @@ class EncryptedGallery:
     __call__ = query
 
 
-def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def top_k(scores: ArrayLike, k: int) -> NDArray[np.int64]:
     """Return the indices of the k highest scores, best first: the client's part.
 
     Args:
         scores: Shape `(items,)`, decrypted.
         k: At least 1; more than there are items gives all of them.
     """
-    if scores.ndim != 1 or k < 1:
-        raise ParameterError(f"scores of one axis and k >= 1 are needed, got {scores.shape}, {k}")
-    return np.argsort(-scores, kind="stable")[:k]
+    array = as_matrix(scores, 1, "scores")
+    if whole(k, "k") < 1:
+        raise ParameterError(f"k must be at least 1, got {k}")
+    return np.argsort(-array, kind="stable")[:k]
 
 
 @contextlib.contextmanager

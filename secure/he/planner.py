@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from secure.errors import ParameterError
+from secure.he._arguments import whole
 from secure.he._pack import packed_bytes
 from secure.he._seal import SEED_BYTES
 from secure.he.params import HEParams
@@ -100,7 +101,7 @@ def choose(params: HEParams, in_features: int, out_features: int, batch: int) ->
         >>> type(choose(params, 512, 512, 4096).plan).__name__
         'ResiduePlan'
     """
-    if batch < 1:
+    if whole(batch, "batch") < 1:
         raise ParameterError(f"batch must be at least 1, got {batch}")
     residue = ResiduePlan(params, in_features, out_features, batch)
     if not params.rotates:

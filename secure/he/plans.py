@@ -67,6 +67,11 @@ class SumPlan:
         return ()
 
     @property
+    def entries(self) -> int:
+        """Entries of the sum."""
+        return self.length
+
+    @property
     def relinearises(self) -> bool:
         """No product of ciphertexts."""
         return False

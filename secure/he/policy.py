@@ -17,6 +17,7 @@ from secure.aggregation._payload import Aggregate, Layout
 from secure.errors import IntegrityError, ParameterError, PeerError
 from secure.he.aggregation import max_summands, sum_error
 from secure.he.client import HEClient
+from secure.he.errors import WireError
 from secure.he.params import HEParams
 from secure.he.release import ReleasePolicy
 
@@ -27,6 +28,7 @@ _METRIC_UNIT = 16.0
 _MAX_METRIC = 1024.0
 _ADVANTAGE = 2.0**-10
 _COUNTS = 2
+_MOST_KEY_BYTES = 1 << 23  # 16 primes of 60 bits at N = 32768 take half of that
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def provision_key(path: Path | str, policy: HEPolicy) -> None:
     CLIENT'S UPDATE from what the server receives.
 
     Raises:
-        ParameterError: The file is there already.
+        ParameterError: The file is there already, or can't be written.
 
     Example:
         >>> import tempfile
@@ -201,6 +203,8 @@ def provision_key(path: Path | str, policy: HEPolicy) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ParameterError(f"{path} is there already; name another file") from None
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(HEClient(policy.params).export_secret())
 
@@ -213,7 +217,10 @@ def load_key(path: Path | str) -> HEClient:
         WireError: It holds no key.
     """
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(_MOST_KEY_BYTES + 1)
     except OSError:
         raise ParameterError(f"{path} can't be read; make a key with provision_key()") from None
+    if len(data) > _MOST_KEY_BYTES:
+        raise WireError(f"{path} is longer than any key; make one with provision_key()")
     return HEClient.from_secret(data)

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.errors import ParameterError
+from secure.he._arguments import as_matrix
 from secure.he.adapter import EncryptedLoRA
 from secure.he.ciphertext import Encrypted
 from secure.he.keys import EvaluationKeys
-from secure.he.linear import EncryptedLinear, as_matrix
+from secure.he.linear import EncryptedLinear
 from secure.he.params import HEParams
 from secure.he.plans import Plan
 

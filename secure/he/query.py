@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure.errors import ParameterError, PeerError, SecureError
+from secure.he._arguments import as_matrix
+from secure.he._files import load_array, require_writable
 from secure.he._transport import Frame, client_context, receive, send
 from secure.he.ciphertext import Encrypted
 from secure.he.client import HEClient
@@ -61,8 +63,12 @@ class RemoteLayer:
         context = client_context(ca, certificate, private_key)
         try:
             raw = socket.create_connection((host, port), timeout)
-            self._connection = context.wrap_socket(raw, server_hostname=host)
-        except OSError as error:
+            try:
+                self._connection = context.wrap_socket(raw, server_hostname=host)
+            except (OSError, ValueError):
+                raw.close()
+                raise
+        except (OSError, ValueError, OverflowError) as error:
             raise PeerError(f"no TLS connection to {host}:{port}: {error}") from error
         try:
             self.plan = self._hello()
@@ -126,6 +132,19 @@ class RemoteLayer:
         self.close()
 
 
+def _rows(path: Path) -> NDArray[np.float64]:
+    """Read queries, one a row: at least one, of finite numbers."""
+    loaded = load_array(path)
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise ParameterError(f"{path} is an .npz; a query is an .npy with one vector a row")
+    if loaded.ndim not in (1, 2) or 0 in loaded.shape:
+        raise ParameterError(
+            f"{path} has shape {loaded.shape}; a query is one vector, or one a row, and not empty"
+        )
+    return as_matrix(np.atleast_2d(loaded), 2, str(path))
+
+
 def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.he.query") -> int:
     """Run the command line, called by a name; return the exit code."""
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
@@ -139,10 +158,11 @@ def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.h
     parser.add_argument("--out", type=Path, help="write the results to this .npy")
     options = parser.parse_args(arguments)
     try:
-        try:
-            rows = np.atleast_2d(np.load(options.query, allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise ParameterError(f"{options.query} is no .npy file: {error}") from error
+        rows = _rows(options.query)
+        if options.top is not None and options.top < 1:
+            raise ParameterError(f"--top must be at least 1, got {options.top}")
+        if options.out is not None:
+            require_writable(options.out)
         with RemoteLayer(
             options.host,
             options.port,
@@ -161,10 +181,13 @@ def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.h
         if options.top is not None:
             report["top"] = [top_k(row, options.top).tolist() for row in results]
         if options.out is not None:
-            np.save(options.out, results)
-    except SecureError as error:
+            with options.out.open("wb") as file:
+                np.save(file, results)
+    except (SecureError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ParameterError) else 3
+        if isinstance(error, ParameterError):
+            return 2
+        return 3 if isinstance(error, SecureError) else 1
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
 

@@ -61,6 +61,11 @@ class ResiduePlan:
         return ()
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.batch * self.out_features
+
+    @property
     def relinearises(self) -> bool:
         """No product of ciphertexts."""
         return False

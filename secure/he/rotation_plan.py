@@ -118,6 +118,11 @@ class RotationPlan:
         return tuple(step * self.stride for step in range(1, count))
 
     @property
+    def entries(self) -> int:
+        """Entries of a decrypted result."""
+        return self.batch * self.out_features
+
+    @property
     def relinearises(self) -> bool:
         """No product of ciphertexts."""
         return False

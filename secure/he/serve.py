@@ -6,7 +6,6 @@ evaluation keys once, then queries; the server never holds anything that decrypt
 """
 
 import argparse
-import contextlib
 import math
 import socket
 import ssl
@@ -23,6 +22,9 @@ from typing import Protocol
 import numpy as np
 
 from secure.errors import ParameterError, PeerError, SecureError
+from secure.he._arguments import as_matrix, real, whole
+from secure.he._files import load_array, member
+from secure.he._places import Place, accept, listen, make_room
 from secure.he._transport import Frame, receive, send, server_context
 from secure.he.ciphertext import Encrypted
 from secure.he.errors import LayoutError
@@ -36,6 +38,7 @@ from secure.he.sizes import key_bytes, message_bytes
 # Length of the parameters, which come before the tag of the plan.
 HELLO = struct.Struct("<B")
 _POLL_S = 0.1
+_MOST_BYTES = 1 << 34
 
 
 class Layer(Protocol):
@@ -59,8 +62,10 @@ class Limits:
         max_queries: Results after which the server stops; None means no limit.
         max_seconds: Seconds after which it stops; None means no limit.
         queries_per_connection: Results that one connection gets.
-        timeout: Seconds that a client has for one frame.
+        timeout: Seconds that a client has for one frame, the greeting's TLS handshake among them.
         clients: Connections that are open at a time; others wait until one of them ends.
+        patience: Seconds after which a client that has sent nothing whole gives up its place,
+            once another one waits for it.
     """
 
     max_queries: int | None = None
@@ -68,6 +73,15 @@ class Limits:
     queries_per_connection: int = 1000
     timeout: float = 30.0
     clients: int = 8
+    patience: float = 5.0
+
+    def __post_init__(self) -> None:
+        for count in (self.max_queries, self.queries_per_connection, self.clients):
+            if count is not None and whole(count, "a limit") < 1:
+                raise ParameterError(f"a limit must be at least 1, got {count}")
+        for seconds in (self.max_seconds, self.timeout, self.patience):
+            if seconds is not None and not real(seconds, "seconds") > 0:
+                raise ParameterError(f"seconds must be positive, got {seconds}")
 
 
 class _Service:
@@ -136,44 +150,46 @@ def serve(
 
     Guarantees:
         The server sees ciphertexts and public keys. Hostile bytes end their connection, not
-        the process. Anyone who can connect can query, and so learn the weights, unless
-        `client_ca` says who may.
+        the process; nor does a lack of file descriptors. A client that says nothing whole for
+        `limits.patience` seconds loses its place to the next one that comes. Anyone who
+        can connect can query, and so learn the weights, unless `client_ca` says who may.
+
+    Raises:
+        ParameterError: The address can't be listened on, or certificate and key are not usable.
     """
     service = _Service(layer, limits or Limits())
     context = server_context(certificate, private_key, client_ca)
     clients = service.limits.clients
-    with socket.create_server((host, port)) as listener, ThreadPoolExecutor(clients) as threads:
+    with listen(host, port) as listener, ThreadPoolExecutor(clients) as threads:
         ready(listener.getsockname()[1])
-        open_: set[Future[str]] = set()
+        open_: dict[Future[str], Place] = {}
         while not service.over:
             if len(open_) == clients:
                 wait(open_, service.left(_POLL_S), FIRST_COMPLETED)
-            ended = {each for each in open_ if each.done()}
-            for each in ended:
+            for each in [each for each in open_ if each.done()]:
+                del open_[each]
                 log(each.result())
-            open_ -= ended
             if len(open_) == clients:
+                make_room(listener, open_.values(), service.limits.patience)
                 continue
-            listener.settimeout(service.left(_POLL_S) or _POLL_S)
-            with contextlib.suppress(TimeoutError):
-                raw, address = listener.accept()
-                open_.add(threads.submit(_connection, raw, address[0], context, service))
+            place = accept(listener, service.left(_POLL_S) or _POLL_S, log)
+            if place is not None:
+                open_[threads.submit(_connection, place, context, service)] = place
         for each in open_:
             log(each.result())
     return service.given
 
 
-def _connection(
-    raw: socket.socket, address: str, context: ssl.SSLContext, service: _Service
-) -> str:
+def _connection(place: Place, context: ssl.SSLContext, service: _Service) -> str:
     """Serve one client; return in a line how it ended."""
     given, outcome = 0, "limit reached"
     timeout = service.limits.timeout
-    raw.settimeout(timeout)
+    place.raw.settimeout(timeout)
     try:
-        with context.wrap_socket(raw, server_side=True) as connection:
+        with place.over_tls(context) as connection:
+            connection.do_handshake()
             try:
-                for _ in _answers(connection, service):
+                for _ in _answers(connection, service, place):
                     given += 1
             except PeerError as error:
                 outcome = str(error)
@@ -189,12 +205,14 @@ def _connection(
                 send(connection, Frame.ERROR, b"internal error", timeout)
     except (OSError, PeerError) as error:
         outcome = f"connection failed: {error}"
+    except Exception as error:
+        outcome = f"connection failed: {type(error).__name__}"
     finally:
-        raw.close()
-    return f"{address}: {given} results, {outcome}"
+        place.raw.close()
+    return f"{place.address}: {given} results, {outcome}"
 
 
-def _answers(connection: socket.socket, service: _Service) -> Iterator[None]:
+def _answers(connection: socket.socket, service: _Service, place: Place) -> Iterator[None]:
     """Answer a client; yield after each result."""
     plan, timeout = service.plan, service.limits.timeout
     params = plan.params.to_bytes()
@@ -204,7 +222,9 @@ def _answers(connection: socket.socket, service: _Service) -> Iterator[None]:
     limits = {Frame.KEYS: key_bytes(plan, public=True), Frame.QUERY: message_bytes(plan)}
     given = 0
     while given < service.limits.queries_per_connection and not service.over:
+        place.waits(True)
         frame, payload = receive(connection, limits, service.left(timeout))
+        place.waits(False)
         if frame is Frame.KEYS:
             if keys is not None:
                 raise LayoutError("keys were sent already")
@@ -216,6 +236,7 @@ def _answers(connection: socket.socket, service: _Service) -> Iterator[None]:
         result = service.result(Encrypted.from_bytes(payload, plan.params), keys)
         if result is None:
             return
+        place.waits(True)
         send(connection, Frame.RESULT, result.to_bytes(), timeout)
         given += 1
         yield
@@ -235,17 +256,19 @@ def load_layer(
     Raises:
         ParameterError: The file is not one of these.
     """
-    params = HEParams.select(depth=0, max_abs=max_abs, abs_error=abs_error)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{path} is no .npy or .npz file of plain arrays: {error}") from error
+    loaded = load_array(path)
     if isinstance(loaded, np.ndarray):
-        return EncryptedGallery(loaded, params)
-    with loaded:
-        if "weight" not in loaded:
-            raise ParameterError(f"{path} has no array named 'weight'")
-        return EncryptedLinear(loaded["weight"], loaded.get("bias"), params=params)
+        rows, bias = as_matrix(loaded, 2, str(path)), None
+    else:
+        with loaded:
+            if "weight" not in loaded:
+                raise ParameterError(f"{path} has no array named 'weight'")
+            rows = as_matrix(member(loaded, "weight", path, _MOST_BYTES), 2, f"{path}: weight")
+            bias = member(loaded, "bias", path, _MOST_BYTES) if "bias" in loaded else None
+    params = HEParams.select(depth=0, max_abs=max_abs, abs_error=abs_error)
+    if isinstance(loaded, np.ndarray):
+        return EncryptedGallery(rows, params)
+    return EncryptedLinear(rows, bias, params=params)
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.he.serve") -> int:
@@ -263,8 +286,13 @@ def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.h
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     options = parser.parse_args(arguments)
     try:
+        limits = Limits(options.queries, options.seconds)
+        # What would fail once the weights are encoded is tried before.
+        server_context(options.cert, options.key, options.client_ca)
+        listen(options.host, options.port).close()
         layer = load_layer(options.weights, max_abs=options.max_abs, abs_error=options.error)
         _print(layer.plan.params.explain())
+        _print(f"a result errs by at most {layer.error:.1e}")
         serve(
             layer,
             certificate=options.cert,
@@ -272,7 +300,7 @@ def main(arguments: Sequence[str] | None = None, name: str = "python -m secure.h
             client_ca=options.client_ca,
             host=options.host,
             port=options.port,
-            limits=Limits(options.queries, options.seconds),
+            limits=limits,
             ready=lambda port: _print(f"listening on {options.host}:{port}"),
             log=_print,
         )

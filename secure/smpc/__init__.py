@@ -14,6 +14,7 @@ from secure.smpc._service import Limits
 from secure.smpc.errors import (
     AccuracyError,
     CalibrationError,
+    CalibrationWarning,
     MaterialError,
     PlanMismatchError,
     UnsupportedModuleError,
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "Builder",
     "CalibrationError",
+    "CalibrationWarning",
     "Client",
     "Cost",
     "Folder",

@@ -12,6 +12,7 @@ For one row of scores x with n valid keys:
 7 + 3k rounds with both matrix products, every truncation included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +23,15 @@ from secure.smpc._items import MatrixProduct, Product, SquareScale
 from secure.smpc._party import Party, Share
 from secure.smpc._series import PRECISION_BITS, Series
 
-#: Most keys of a row: beyond it the sums would leave the ring.
-MAX_KEYS = 512
+#: Most keys of a row.
+MAX_KEYS = 1024
 _COARSE_BITS = 4
 _MEAN_GAIN_BITS = 2
 _SQUARE_GAIN_BITS = 3
-_CENTRE_BITS = 12
-_MIDDLE_BITS = 24
-_LAST_BITS = 22
+#: Q/ΣQ is at most 1, and the coarse table lets (Q/ΣQ)² sum to 1.5 times that: 2·28 + 4 bits.
+_MIDDLE_BITS = 28
+#: Bits of the accurate table's index where few keys would leave it coarse.
+_LEAST_INDEX_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class SoftmaxParameters:
         squarings: k, at least 1.
         series: Series for exp on ±(range of the scores)/2^k.
         top_bits: e^u stays under 2^top_bits.
+        centre_bits: Fraction bits of 1/n where the mean is taken out.
+        last_bits: Fraction bits of the last Q, before the product with V.
         inverse_bits: Fraction bits of 1/ΣQ.
         padding: What a padded key's score is lowered by; 0 where there's no padding.
     """
@@ -51,6 +55,8 @@ class SoftmaxParameters:
     squarings: int
     series: Series
     top_bits: int
+    centre_bits: int
+    last_bits: int
     inverse_bits: int
     padding: int = 0
 
@@ -58,6 +64,11 @@ class SoftmaxParameters:
     def key_bits(self) -> int:
         """⌈log2 keys⌉, at least 1."""
         return max(1, (self.keys - 1).bit_length())
+
+    @property
+    def peak_bits(self) -> int:
+        """e^u is at most 2^peak_bits times its row's mean, which is at least 1 and e^u's n-th."""
+        return min(self.top_bits, self.key_bits)
 
 
 def _valid_counts(p: SoftmaxParameters, queries: int) -> Tensor:
@@ -91,9 +102,11 @@ def exponentials(party: Party, scores: Share, p: SoftmaxParameters) -> tuple[Ten
     counts = _valid_counts(p, queries).to(device)
     mask = _mask(p, queries)
     valid = scores.value if mask is None else scores.value * mask.to(device)
-    mean = valid.sum(-1, keepdim=True) * _ratio(1, counts, _CENTRE_BITS)
-    centred = (scores.value << _CENTRE_BITS) - mean
-    u = Share(centred, scores.bits + _CENTRE_BITS + p.squarings)
+    # The series reads its argument modulo its period, so these products may leave the ring: what
+    # must be small is only how far 1/n is off, times the row's sum.
+    mean = valid.sum(-1, keepdim=True) * _ratio(1, counts, p.centre_bits)
+    centred = (scores.value << p.centre_bits) - mean
+    u = Share(centred, scores.bits + p.centre_bits + p.squarings)
     (power,) = party.run(party.series(u, p.series))
     raw = power.value if mask is None else power.value * mask.to(device)
     raw_bits = 2 * PRECISION_BITS["exp"] + p.top_bits
@@ -109,8 +122,13 @@ def exponentials(party: Party, scores: Share, p: SoftmaxParameters) -> tuple[Ten
 
 
 def first_bits(p: SoftmaxParameters) -> int:
-    """Return the fraction bits of Q before the first squaring: what the ring leaves."""
-    return min(_MIDDLE_BITS, 26 - p.key_bits)
+    """Return the fraction bits of Q before the first squaring: what the ring leaves.
+
+    With m its row's mean, Σ(Q/m)² is at most n · 2^peak_bits, and up to an eighth more for the
+    coarse 1/m²; scaled by 2^key_bits/n and the fraction bits it must stay under 2^62.
+    """
+    fixed = p.key_bits + p.peak_bits + _COARSE_BITS + _SQUARE_GAIN_BITS
+    return min(_MIDDLE_BITS, (_ring.LIMIT_BITS - fixed) // 2)
 
 
 def mean_table(p: SoftmaxParameters) -> _tables.Table:
@@ -122,9 +140,10 @@ def mean_table(p: SoftmaxParameters) -> _tables.Table:
 
 def sum_table(p: SoftmaxParameters, kind: str) -> _tables.Table:
     """Return the coarse 1/s² or the accurate 1/s for the sum s of squares, in [1/2N, 2)."""
-    power = 2 if kind == "inverse_square" else 1
+    coarse = kind == "inverse_square"
     floor_bits = p.key_bits + 1
-    return _tables.Table(kind, 1, p.key_bits + 4, 2.0**-floor_bits, power * floor_bits)
+    index_bits = p.key_bits + 4 if coarse else max(p.key_bits + 4, _LEAST_INDEX_BITS)
+    return _tables.Table(kind, 1, index_bits, 2.0**-floor_bits, (1 + coarse) * floor_bits)
 
 
 def _square_and_scale(party: Party, q: Tensor, index: Tensor, table: _tables.Table) -> Tensor:
@@ -152,10 +171,9 @@ def softmax_numerators(
     q, index, bits = exponentials(party, scores, p)
     counts = _valid_counts(p, scores.shape[-2]).to(q.device)
     raw = _square_and_scale(party, q, index, mean_table(p))
-    # (q/m)² sums to n²: bring it under 1 for every number n of valid keys.
-    ratio = _ratio(1 << p.key_bits, counts, _SQUARE_GAIN_BITS)
-    raw = raw * ((ratio * ratio) >> _SQUARE_GAIN_BITS)
-    raw_bits = 2 * bits + _COARSE_BITS + 2 * p.key_bits + _SQUARE_GAIN_BITS
+    # (q/m)² sums to n · 2^peak_bits at most: bring that to 1 for every number n of valid keys.
+    raw = raw * _ratio(1 << p.key_bits, counts, _SQUARE_GAIN_BITS)
+    raw_bits = 2 * bits + _COARSE_BITS + p.key_bits + p.peak_bits + _SQUARE_GAIN_BITS
     coarse = sum_table(p, "inverse_square")
     for _ in range(p.squarings - 1):
         q, index = party.run(
@@ -167,17 +185,23 @@ def softmax_numerators(
     total = raw.sum(-1, keepdim=True)
     node_drop = raw_bits - (sum_table(p, "inverse").index_bits - 1)
     q, index, fine = party.run(
-        party.truncation(raw, raw_bits - _LAST_BITS),
+        party.truncation(raw, raw_bits - p.last_bits),
         party.truncation(total, node_drop),
         party.truncation(total, node_drop - _tables.LOW_BITS),
     )
-    return Share(q, _LAST_BITS), index, fine - (index << _tables.LOW_BITS)
+    return Share(q, p.last_bits), index, fine - (index << _tables.LOW_BITS)
 
 
 def attend(
-    party: Party, q: Share, k: Share, v: Share, p: SoftmaxParameters, mask: Tensor | None = None
+    party: Party,
+    q: Share,
+    k: Share,
+    v: Share,
+    p: SoftmaxParameters,
+    mask: Tensor | None = None,
+    bias: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Share:
-    """Return softmax(q·kᵀ)·v.
+    """Return softmax(q·kᵀ + bias)·v.
 
     Args:
         party: This party.
@@ -187,6 +211,8 @@ def attend(
         p: Public parameters.
         mask: Share of 0 for a key and −1 for padding, broadcast to `(..., queries, keys)`: secret,
             and free, as the scores are lowered by a public multiple of it.
+        bias: Returns this party's share of what is added to the scores, for scores like these
+            and their fraction bits.
 
     Returns:
         Shape `(..., queries, d)`, with the bits of v.
@@ -201,6 +227,8 @@ def attend(
         party.opening(v.value, mix["b"]),
     )
     scores = Share(matrix_product(party, held, e, f), q.bits + k.bits)
+    if bias is not None:
+        scores = Share(scores.value + bias(scores.value, scores.bits), scores.bits)
     if mask is not None:
         scores = Share(scores.value + mask * (p.padding << scores.bits), scores.bits)
     numerators, index, low = softmax_numerators(party, scores, p)

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from secure.smpc import _ring, program
-from secure.smpc._domains import MARGIN, activation_series, norm_parameters, softmax_parameters
-from secure.smpc._norm import width_bits
+from secure.smpc._domains import (
+    MARGIN,
+    VARIANCE_MARGIN,
+    activation_series,
+    norm_parameters,
+    score_spread,
+    softmax_parameters,
+)
+from secure.smpc._inputs import patches
+from secure.smpc._norm import NormParameters, width_bits
+from secure.smpc._ranges import Range, by_sample
 from secure.smpc._series import FUNCTIONS, PRECISION_BITS
 from secure.smpc.errors import CalibrationError, UnsupportedModuleError
 
@@ -59,6 +68,8 @@ class Builder:
         self.weights: dict[str, Tensor] = {}
         self.weight_infos: dict[str, program.WeightInfo] = {}
         self.constants: dict[str, Tensor] = {}
+        self.ranges: list[Range] = []
+        self._leading = 0
         self._count = 0
 
     # -- bookkeeping -------------------------------------------------------------------------
@@ -74,6 +85,23 @@ class Builder:
                 f"{path}: an activation of {largest:.3g} leaves the ring with {bits} fraction bits"
             )
         return Value(name, bits, sample)
+
+    def _note(self, path: str, what: str, extremes: Tensor, limit: float) -> None:
+        """Remember a range: the samples' extremes, and how far the protocol is right."""
+        largest = float(extremes.max()) if extremes.numel() else 0.0
+        if largest > 0:
+            self.ranges.append(Range(path, what, extremes, limit / largest))
+
+    def _note_variances(
+        self, path: str, squares: Tensor, divisor: float, epsilon: float, p: NormParameters
+    ) -> None:
+        """Remember how far variances may grow and shrink; a token with a gain shrinks alone."""
+        gains = torch.tensor(p.gains or (0,), dtype=torch.float64).view(-1, 1)
+        squares = squares * 4.0**gains
+        largest = by_sample(squares)
+        self._note(path, "variance", largest, float(largest.max()) * VARIANCE_MARGIN)
+        least = by_sample(1 / (squares / divisor + epsilon * 4.0**gains))
+        self._note(path, "small variance", least, float(least.max()) * VARIANCE_MARGIN)
 
     def _secret(self, path: str, name: str, tensor: Tensor, where: dict[str, Tensor]) -> str:
         key = f"{path}.{name}" if path else name
@@ -102,8 +130,6 @@ class Builder:
             patch: Side of a patch.
             path: Path of the module.
         """
-        from secure.smpc._execute import patches
-
         if pixels.dim() != 4 or pixels.shape[-1] % patch or pixels.shape[-2] % patch:
             raise UnsupportedModuleError(
                 path, "patches", f"images of shape {tuple(pixels.shape)} don't cut into {patch}"
@@ -111,23 +137,40 @@ class Builder:
         sample = patches(pixels.to(torch.float64), patch)
         return self._input("pixel_values", "patches", pixels, sample, VALUE_BITS, patch=patch)
 
-    def real(self, features: Tensor, field: str) -> Value:
+    def real(self, features: Tensor, field: str, grid: tuple[int, ...] = ()) -> Value:
         """Take real features from the client, as they are: `(batch, ..., width)`."""
-        return self._input(field, "real", features)
+        return self._input(field, "real", features, grid=grid)
 
-    def tokens(self, ids: Tensor, vocabulary: int) -> Value:
+    def tokens(
+        self, ids: Tensor, vocabulary: int, first_position: int = 0, pad: int | None = None
+    ) -> Value:
         """Take token ids from the client as one-hot rows: `(batch, length, vocabulary)`."""
+        self._leading = 1  # a text's first token is the same mark in all
         sample = nn.functional.one_hot(ids.to(torch.int64), vocabulary).to(torch.float64)
-        return self._input("input_ids", "one_hot", ids, sample, 0)
+        return self._input(
+            "input_ids", "one_hot", ids, sample, 0, first_position=first_position, pad=pad
+        )
 
-    def looked_up(self, ids: Tensor, table: Tensor) -> Value:
+    def looked_up(
+        self, ids: Tensor, table: Tensor, first_position: int = 0, pad: int | None = None
+    ) -> Value:
         """Take token embeddings from the client, which looks them up in the public table."""
+        self._leading = 1
         self.embedding = table.detach().clone()
-        return self._input("inputs_embeds", "real", self.embedding[ids], reach=self.embedding)
+        return self._input(
+            "inputs_embeds",
+            "real",
+            self.embedding[ids],
+            reach=self.embedding,
+            first_position=first_position,
+            pad=pad,
+        )
 
     def padding(self, mask: Tensor) -> Value:
         """Take from the client which tokens are padding: 0 for a token, −1 for padding."""
-        return self._input("attention_mask", "padding", mask, mask.to(torch.float64) - 1, 0)
+        sample = mask.to(torch.float64) - 1
+        anchor = 0 if bool((sample[:, 0] == 0).all()) else None
+        return self._input("attention_mask", "padding", mask, sample, 0, token=anchor)
 
     def position_of(self, ids: Tensor, token: int | None) -> Value:
         """Take from the client where a token first appears, as a one-hot row."""
@@ -146,6 +189,9 @@ class Builder:
         patch: int = 0,
         token: int | None = None,
         reach: Tensor | None = None,
+        grid: tuple[int, ...] = (),
+        first_position: int = 0,
+        pad: int | None = None,
     ) -> Value:
         name = self._name()
         sample = raw.to(torch.float64) if sample is None else sample
@@ -167,6 +213,9 @@ class Builder:
                 patch=patch,
                 token=token,
                 limit=limit,
+                grid=grid,
+                first_position=first_position,
+                pad=pad,
             )
         )
         return value
@@ -217,11 +266,16 @@ class Builder:
         return self._made(path, target, bits, sample)
 
     def add(self, left: Value, right: Value, path: str) -> Value:
-        """Add two values."""
+        """Add two values; bits with which their sum would leave the ring are cut first."""
+        sample = left.sample + right.sample
+        room = _ring.LIMIT_BITS - max(0, _ring.magnitude_bits(_largest(path, sample) * 2 * MARGIN))
+        for value in (left, right):
+            if value.bits > room:
+                self.rescale(value, max(VALUE_BITS, room), path)
         bits = max(left.bits, right.bits)
         target = self._name()
         self.operations.append(program.Add(target, path, left.name, right.name))
-        return self._made(path, target, bits, left.sample + right.sample)
+        return self._made(path, target, bits, sample)
 
     def add_constant(self, x: Value, constant: Tensor, path: str) -> Value:
         """Add a secret constant of the server's, broadcast over the batch."""
@@ -232,6 +286,7 @@ class Builder:
 
     def prepend(self, x: Value, tokens: Tensor, path: str) -> Value:
         """Put secret tokens, shape `(count, width)`, before those of x."""
+        self._leading += len(tokens)
         key = self._secret(path, "tokens", tokens, self.constants)
         target = self._name()
         self.operations.append(program.Prepend(target, path, x.name, key))
@@ -294,8 +349,9 @@ class Builder:
         result = centre / torch.sqrt(squares / divisor + epsilon)
         ratio = width / 2.0 ** width_bits(width) if centred else 1.0
         parameters = norm_parameters(
-            path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2
+            path, width, centred, squares * ratio**2, divisor, epsilon * ratio**2, self._leading
         )
+        self._note_variances(path, squares, divisor, epsilon, parameters)
         if (
             centred
             and x.bits
@@ -330,6 +386,7 @@ class Builder:
     def activation(self, x: Value, function: str, path: str) -> Value:
         """Apply an activation of `_series.FUNCTIONS`."""
         series = activation_series(path, x.sample, function)
+        self._note(path, function, by_sample(x.sample), series.radius)
         if x.bits > 2 * PRECISION_BITS[function] - 1:
             self.rescale(x, VALUE_BITS, path)
         target = self._name()
@@ -346,16 +403,36 @@ class Builder:
         path: str,
         causal: bool = False,
         mask: Value | None = None,
+        bias: Tensor | None = None,
     ) -> Value:
-        """Attend; the queries are already scaled by 1/√d. All three have 16 bits."""
+        """Attend; the queries are already scaled by 1/√d. All three have 16 bits.
+
+        Args:
+            query: Shape `(queries, width)`.
+            key: Shape `(keys, width)`.
+            value: Shape `(keys, width)`.
+            heads: Number of heads.
+            path: Path of the module.
+            causal: Whether query i sees only the keys up to i.
+            mask: The client's padding, from `padding`.
+            bias: Secret constant that is added to the scores: `(heads, queries, keys)`.
+        """
 
         def split(x: Value) -> Tensor:
             batch, tokens, width = x.sample.shape
             return x.sample.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
         scores = split(query) @ split(key).transpose(-1, -2)
-        padded = mask is not None
-        parameters = softmax_parameters(path, scores, value.sample, causal, padded)
+        bias_key = None
+        if bias is not None:
+            bias_key = self._secret(path, "bias", bias, self.constants)
+            scores = scores + self.constants[bias_key]
+        anchored = mask is not None and bool((mask.sample[:, 0] == 0).all())
+        parameters = softmax_parameters(
+            path, scores, value.sample, causal, mask is not None, anchored
+        )
+        spread, limit = score_spread(scores, parameters)
+        self._note(path, "attention scores", spread, limit)
         if mask is not None:
             scores = scores + mask.sample[:, None, None, :] * parameters.padding
         if causal:
@@ -373,6 +450,7 @@ class Builder:
                 heads,
                 parameters,
                 None if mask is None else mask.name,
+                bias_key,
             )
         )
         return self._made(path, target, value.bits, mixed)

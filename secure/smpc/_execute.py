@@ -1,96 +1,17 @@
-"""Runs a program on shares, and prepares the client's input: nothing here knows a model."""
+"""Runs a program on shares: nothing here knows a model."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from secure.errors import ParameterError
 from secure.smpc import _attention, _norm, _ring, program
+from secure.smpc._inputs import prepare, require_mapped
 from secure.smpc._items import MatrixProduct
 from secure.smpc._party import Party, Share
-from secure.smpc.program import Input, Operation, Program, WeightInfo
+from secure.smpc.program import Operation, Program, WeightInfo
 
 Values = dict[str, Share]
-
-
-def patches(images: Tensor, side: int) -> Tensor:
-    """Cut images `(B, C, H, W)` into patches `(B, H·W/side², C·side²)`."""
-    batch, channels, height, width = images.shape
-    grid = images.reshape(batch, channels, height // side, side, width // side, side)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
-
-
-def prepare(spec: Input, raw: Mapping[str, Tensor]) -> Tensor:
-    """Turn a raw input of the client's into the value that the program asks for.
-
-    Args:
-        spec: What the program asks for.
-        raw: Raw inputs by field, each of shape `(batch, *spec.raw_shape)`.
-
-    Returns:
-        Shape `(batch, *spec.shape)`: float64, or int64 for one-hot rows.
-
-    Raises:
-        ParameterError: A missing field, wrong size, or a value out of range.
-    """
-    if spec.field not in raw:
-        raise ParameterError(
-            f"this program takes {spec.field!r}, got {', '.join(raw) or 'nothing'}"
-        )
-    value = raw[spec.field]
-    if tuple(value.shape[1:]) != spec.raw_shape:
-        raise ParameterError(
-            f"{spec.field} has shape {tuple(value.shape[1:])} an input, "
-            f"the program was compiled for {spec.raw_shape}"
-        )
-    if spec.kind in ("patches", "real"):
-        value = value.to(torch.float64)
-        if not bool((value.abs() <= spec.limit).all()):
-            raise ParameterError(
-                f"{spec.field} is not finite or beyond ±{spec.limit:g}, the range of the "
-                "calibration; normalise it as the model's processor does"
-            )
-        return patches(value, spec.patch) if spec.kind == "patches" else value
-    if value.is_floating_point():
-        raise ParameterError(f"{spec.field} holds integers")
-    if spec.kind == "one_hot":
-        size = spec.shape[-1]
-        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < size):
-            raise ParameterError(f"a token id is outside [0, {size})")
-        return torch.nn.functional.one_hot(value.to(torch.int64), size)
-    if spec.kind == "padding":
-        if not bool(((value == 0) | (value == 1)).all()) or not bool(value.any(-1).all()):
-            raise ParameterError(f"{spec.field} is 1 for tokens and 0 for padding, never 0 alone")
-        return value.to(torch.int64) - 1
-    target = value.amax(-1, keepdim=True) if spec.token is None else spec.token
-    return torch.nn.functional.one_hot(
-        (value == target).to(torch.int64).argmax(-1), value.shape[-1]
-    )
-
-
-def require_mapped(program: Program, raw: Mapping[str, Tensor]) -> None:
-    """Refuse what a caption's fields say and the program takes no notice of.
-
-    Args:
-        program: The program.
-        raw: Raw inputs by field.
-
-    Raises:
-        ParameterError: Padding where the program takes none, or a second segment.
-    """
-    if not {spec.field for spec in program.inputs} & {"input_ids", "inputs_embeds"}:
-        return
-    mask, segments = raw.get("attention_mask"), raw.get("token_type_ids")
-    # Where a token's position is looked for, padding comes after it and a causal mask hides it.
-    heeded = {spec.kind for spec in program.inputs} & {"padding", "position"}
-    if mask is not None and not heeded and not bool((mask == 1).all()):
-        raise ParameterError(
-            "attention_mask has padding, which this program would take for tokens; compile it "
-            "with a calibration batch whose attention_mask has some"
-        )
-    if segments is not None and bool((segments != 0).any()):
-        raise ParameterError("token_type_ids has a second segment; programs take the first alone")
 
 
 class Owner:
@@ -112,9 +33,11 @@ class Owner:
         return f"Owner(weights={len(self.ready)})"
 
 
-def _constant(party: Party, owner: Owner | None, name: str, like: Tensor, bits: int) -> Tensor:
-    """Return this party's share of a constant of the server's."""
-    if owner is None:
+def _constant(
+    party: Party, owner: Owner | None, name: str | None, like: Tensor, bits: int
+) -> Tensor:
+    """Return this party's share of a constant of the server's; zero where there is none."""
+    if owner is None or name is None:
         return torch.zeros((), dtype=torch.int64, device=like.device)
     return _ring.encode(owner.constants[name], bits)
 
@@ -263,6 +186,7 @@ class Executor:
             heads(values[op.value]),
             op.parameters,
             mask,
+            lambda like, bits: _constant(self._party, self._owner, op.bias, like, bits),
         )
         batch, count, tokens, width = mixed.shape
         joined = mixed.value.transpose(1, 2).reshape(batch, tokens, count * width)

@@ -30,6 +30,19 @@ _ACTIVATIONS = {
     "Tanh": "tanh",
 }
 
+#: What of well-known models has no private counterpart here, by the start of the class name.
+_GAPS = {
+    "DeiT": "its distillation token",
+    "Beit": "the relative positions and the scaling of its attention",
+    "Data2VecVision": "the relative positions and the scaling of its attention",
+    "Swin": "attention in shifted windows",
+    "ConvNext": "convolutions that overlap",
+    "Albert": "layers that share their weights",
+    "Deberta": "its disentangled attention",
+    "ModernBert": "rotary positions",
+    "Electra": "embeddings of another width than the layers'",
+}
+
 
 def register(*names: str) -> Callable[[Handler], Handler]:
     """Register a handler for the models of these class names.
@@ -63,9 +76,9 @@ def trace(builder: Builder, module: Module, batch: Batch, path: str = "") -> Val
             )
     handler = _HANDLERS.get(name)
     if handler is None:
-        raise UnsupportedModuleError(
-            path, name, f"no mapping; known: {', '.join(sorted(_HANDLERS))}"
-        )
+        gap = next((why for start, why in _GAPS.items() if name.startswith(start)), None)
+        reason = "no mapping" if gap is None else f"no mapping for {gap}"
+        raise UnsupportedModuleError(path, name, f"{reason}; known: {', '.join(sorted(_HANDLERS))}")
     return handler(builder, module, batch, path)
 
 
@@ -112,6 +125,7 @@ def self_attention(
     causal: bool = False,
     scale: float | None = None,
     mask: Value | None = None,
+    bias: Tensor | None = None,
 ) -> Value:
     """Project once for queries, keys and values, fold in LayerNorm and the scale, and attend."""
     parts = [plain_linear(each, path) for each in projections]
@@ -126,7 +140,7 @@ def self_attention(
         join(path, "qkv"),
     )
     q, k, v = (builder.slice(stacked, i * width, (i + 1) * width, path) for i in range(3))
-    return builder.attention(q, k, v, heads, path, causal, mask)
+    return builder.attention(q, k, v, heads, path, causal, mask, bias)
 
 
 def feed_forward(
@@ -136,13 +150,24 @@ def feed_forward(
     activation: object,
     second: Module,
     path: str,
+    scale: Module | None = None,
 ) -> Value:
     """Two linears around an activation; the result is left untruncated for the residual."""
     first, second = plain_linear(first, join(path, "fc1")), plain_linear(second, join(path, "fc2"))
     ((weight, bias),) = normed.fold([first.weight], [first.bias])
     hidden = builder.linear(normed.core, weight, bias, join(path, "fc1"), output="activation")
     hidden = builder.activation(hidden, activation_name(activation, path), join(path, "act"))
-    return builder.linear(hidden, second.weight, second.bias, join(path, "fc2"), output="raw")
+    weight, bias = _scaled(second, scale)
+    return builder.linear(hidden, weight, bias, join(path, "fc2"), output="raw")
+
+
+def _scaled(linear: nn.Linear, scale: Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return a linear layer's weight and bias with DINOv2's layer scale behind it folded in."""
+    if scale is None:
+        return linear.weight, linear.bias
+    factor = scale.lambda1.detach().to(torch.float64)
+    bias = None if linear.bias is None else linear.bias.detach().to(torch.float64) * factor
+    return linear.weight.detach().to(torch.float64) * factor.unsqueeze(-1), bias
 
 
 def pre_norm_block(
@@ -153,8 +178,15 @@ def pre_norm_block(
     causal: bool = False,
     mask: Value | None = None,
 ) -> Value:
-    """Map a pre-LayerNorm transformer block with the names of CLIP's or of ViT's."""
-    if hasattr(block, "self_attn"):
+    """Map a pre-LayerNorm transformer block with the names of CLIP's, ViT's or DINOv2's."""
+    scales = (None, None)
+    if hasattr(block, "layer_scale1"):
+        names = ("norm1", "attention", "norm2", "mlp")
+        norm1, attention, norm2, mlp = need(block, names, path)
+        scales = (block.layer_scale1, block.layer_scale2)
+        attention_path = join(path, "attention")
+        parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+    elif hasattr(block, "self_attn"):
         names = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
         norm1, attention, norm2, mlp = need(block, names, path)
         attention_path = join(path, "self_attn")
@@ -170,14 +202,13 @@ def pre_norm_block(
     normed = builder.layer_norm(x, norm1, join(path, names[0]))
     mixed = self_attention(builder, normed, (q, k, v), heads, attention_path, causal, scale, mask)
     out = plain_linear(out, join(attention_path, parts[3]))
-    update = builder.linear(
-        mixed, out.weight, out.bias, join(attention_path, parts[3]), output="raw"
-    )
+    weight, bias = _scaled(out, scales[0])
+    update = builder.linear(mixed, weight, bias, join(attention_path, parts[3]), output="raw")
     x = builder.add(x, update, path)
     normed = builder.layer_norm(x, norm2, join(path, names[2]))
     first, second = need(mlp, ("fc1", "fc2"), join(path, "mlp"))
     activation = mlp_activation(mlp, join(path, "mlp"))
-    update = feed_forward(builder, normed, first, activation, second, join(path, "mlp"))
+    update = feed_forward(builder, normed, first, activation, second, join(path, "mlp"), scales[1])
     return builder.add(x, update, path)
 
 

@@ -74,7 +74,8 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     patch, position = embeddings.patch_embedding, embeddings.position_embedding.weight
     if isinstance(patch, nn.Linear):
         # SigLIP 2 takes patches, and resizes its positions to the image's grid.
-        x = builder.real(batch["pixel_values"], "pixel_values")
+        grid = tuple(int(each) for each in _one_grid(embeddings, batch, where))
+        x = builder.real(batch["pixel_values"], "pixel_values", grid)
         x = builder.linear(
             x, patch.weight, patch.bias, join(where, "patch_embedding"), output="raw"
         )
@@ -89,14 +90,19 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     return _pooling_head(builder, module.head, normed, join(path, "head"))
 
 
-def _resized_positions(embeddings: Module, batch: Batch, path: str) -> Tensor:
+def _one_grid(embeddings: Module, batch: Batch, path: str) -> Tensor:
     shapes = batch.get("spatial_shapes")
     if shapes is None or len(torch.unique(shapes, dim=0)) != 1:
         raise UnsupportedModuleError(
             path, type(embeddings).__name__, "the calibration needs one spatial shape for all"
         )
+    return shapes[0]
+
+
+def _resized_positions(embeddings: Module, batch: Batch, path: str) -> Tensor:
     count = batch["pixel_values"].shape[1]
-    height, width = (int(each) for each in shapes[0])
+    grid_shape = _one_grid(embeddings, batch, path)
+    height, width = (int(each) for each in grid_shape)
     if height * width != count:
         raise UnsupportedModuleError(
             path,
@@ -106,7 +112,9 @@ def _resized_positions(embeddings: Module, batch: Batch, path: str) -> Tensor:
     side = embeddings.position_embedding_size
     grid = embeddings.position_embedding.weight.detach().reshape(side, side, -1)
     with torch.no_grad():
-        return embeddings.resize_positional_embeddings(grid, shapes[:1], max_length=count)[0]
+        return embeddings.resize_positional_embeddings(
+            grid, grid_shape.unsqueeze(0), max_length=count
+        )[0]
 
 
 def _pooling_head(builder: Builder, head: Module, normed: Affine, path: str) -> Value:
@@ -176,3 +184,32 @@ def _vit_model(builder: Builder, module: Module, batch: Batch, path: str) -> Val
 def _vit_classifier(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     tower, classifier = need(module, ("vit", "classifier"), path)
     return _vit(builder, tower, batch, join(path, "vit"), classifier)
+
+
+def _dinov2(builder: Builder, module: Module, batch: Batch, path: str) -> Affine:
+    """Map DINOv2, with registers or without, up to its last normalisation."""
+    embeddings, layers, norm = need(module, ("embeddings", "encoder", "layernorm"), path)
+    where = join(path, "embeddings")
+    pixels = batch["pixel_values"]
+    x = patch_embedding(
+        builder,
+        embeddings.patch_embeddings.projection,
+        pixels,
+        join(where, "patch_embeddings.projection"),
+    )
+    # Positions are resized to the image's grid by the model's own code: the grid is public.
+    like = embeddings.cls_token.new_zeros(1, x.shape[0] + 1, x.shape[1])
+    positions = embeddings.interpolate_pos_encoding(like, *pixels.shape[-2:])[0]
+    x = builder.add_constant(x, positions[1:], join(where, "position"))
+    leading = [embeddings.cls_token[0] + positions[:1]]
+    if getattr(embeddings, "register_tokens", None) is not None:
+        leading.append(embeddings.register_tokens[0])
+    x = builder.prepend(x, torch.cat(leading), join(where, "class"))
+    x = encoder(builder, layers.layer, x, join(path, "encoder.layer"))
+    x = builder.token(x, 0, path)
+    return builder.layer_norm(x, norm, join(path, "layernorm"), keep=False)
+
+
+@register("Dinov2Model", "Dinov2WithRegistersModel")
+def _dinov2_model(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
+    return builder.affine(_dinov2(builder, module, batch, path))

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from secure.smpc._query import Query
-from secure.smpc.program import Program
+from secure.smpc.program import Activation, Attention, Linear, Normalise, Program, Rescale
 
+#: Bits of a power of two between 2^−64 and 2^63, of a radius in halves up to 64, of a token's gain,
+#: of how far padded keys are lowered, and of a number of fraction bits.
+_MAGNITUDE, _HALVES, _GAIN, _PADDING, _WEIGHT = 7, 7, 5, 10, 6
 ASSUMPTION = (
     "both parties and the dealer follow the protocol (semi-honest), the dealer colludes with "
     "neither, and AES-256 and the links' TLS hold"
@@ -39,6 +42,30 @@ class Leakage:
         return "\n".join([*lines, *(f"  - {each}" for each in self.outside)])
 
 
+def range_bits(program: Program) -> int:
+    """Bound what a program's public ranges tell of the weights, in bits.
+
+    Every number in a program that isn't fixed by the architecture takes one of so many values;
+    the logarithms of their counts are added up. Coefficients follow from a radius.
+    """
+    bits = _MAGNITUDE * (1 + sum(spec.limit > 0 for spec in program.inputs))
+    norms = [op.parameters for op in program.operations if isinstance(op, Normalise)]
+    norms += [program.length] if program.length is not None else []
+    # Top, floor, the bits of the index and of the square; one gain a token.
+    bits += sum(2 * _MAGNITUDE + 4 + 5 + _GAIN * len(p.gains) for p in norms)
+    for op in program.operations:
+        if isinstance(op, Activation):
+            bits += _HALVES
+        elif isinstance(op, Attention):
+            # Squarings and quarters of the radius; the values' magnitude; the padding's depth.
+            bits += 3 + 4 + _MAGNITUDE + (_PADDING if op.mask is not None else 0)
+        elif isinstance(op, Linear | Rescale):
+            bits += _WEIGHT
+        elif isinstance(op, Normalise):
+            bits += 1
+    return bits
+
+
 def describe(program: Program, query: Query) -> Leakage:
     """Say what each party learns from a query.
 
@@ -53,8 +80,9 @@ def describe(program: Program, query: Query) -> Leakage:
     }[query.reveal]
     client = [
         shown,
-        "the architecture and every size in it, and the ranges found on the calibration batch "
-        "(they depend on the weights)",
+        "the architecture and every size in it, and the ranges found on the calibration batch, "
+        "rounded to powers of two, half units and the like: they depend on the weights, of which "
+        f"they tell at most {range_bits(program)} bits",
         *(
             f"a part of the model that is public and that it runs itself: {part}"
             for part in program.public_parts

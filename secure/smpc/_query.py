@@ -23,6 +23,7 @@ REVEALS = ("embedding", "scores", "top")
 MAX_LABELS = 256
 MAX_BATCH = 64
 _LABEL_BITS = 16
+_LENGTH_TOLERANCE = 0.01
 #: Words of one step for one input: a tower of 1,024 tokens takes 2^30.
 _MAX_STEP_WORDS = 1 << 31
 #: What running a damaged program on shapes may raise.
@@ -85,15 +86,22 @@ class Query:
         """
         if self.reveal == "embedding":
             return
-        if len(program.output_shape) != 1 or program.length is None:
+        if len(program.output_shape) != 1:
             raise ParameterError("scores need a program whose output is one vector an input")
+        if self.reveal == "scores" and self.labels and program.length is None:
+            raise ParameterError(
+                "cosines need an output whose length stays within a factor: this program's came "
+                "near zero in the calibration; ask for top, or for its own scores without labels"
+            )
         candidates = self.labels or program.output_shape[0]
         if self.reveal == "top":
             if self.k > candidates:
                 raise ParameterError(f"k is at most the {candidates} candidates, got {self.k}")
             if candidates > MAX_LABELS:
                 raise ParameterError(f"ranking takes at most {MAX_LABELS} candidates")
-            if program.length.table.top_bits > 2 * _ranking.SCORE_LIMIT_BITS:
+            # A product with a label of length 1 is at most the output's length.
+            growth = (program.output_shape[0].bit_length() + 1) // 2 if self.labels else 0
+            if program.output_magnitude + growth > _ranking.SCORE_LIMIT_BITS:
                 raise ParameterError("the output is too large to rank: scale its last layer down")
 
     def to_wire(self) -> dict:
@@ -133,14 +141,45 @@ def answer(
         owner: The server's secrets (server only).
         raw: The client's input by field (client only).
         labels: The server's label embeddings, `(labels, width)`, of length 1 (server only).
+            Lengths off by up to 1 % (half precision) are mended.
         progress: Called with ("computing", operations done, operations).
 
     Returns:
         On the client the result: float64 scores or embeddings, or int64 indices `(batch, k)`.
         None on the server.
     """
+    if party.is_server and not party.counts_only:
+        labels = require_labels(program, query, labels)
     executor = Executor(program, party, owner, query.batch)
     return finish(program, party, query, executor.run(executor.inputs(raw), progress), labels)
+
+
+def require_labels(program: Program, query: Query, labels: Tensor | None) -> Tensor | None:
+    """Check the server's label embeddings, and bring them to length 1 exactly.
+
+    Raises:
+        ParameterError: There are none where the query has labels, or they are of another shape,
+            not finite, or not of length 1.
+    """
+    if not query.labels:
+        if labels is not None:
+            raise ParameterError("this query has no labels, but label embeddings were given")
+        return None
+    expected = (query.labels, program.output_shape[-1])
+    if labels is None:
+        raise ParameterError(f"the query has {query.labels} labels: give their embeddings")
+    if tuple(labels.shape) != expected:
+        raise ParameterError(
+            f"label embeddings have shape {tuple(labels.shape)}, expected {expected}"
+        )
+    labels = labels.detach().to(torch.float64)
+    lengths = labels.norm(dim=-1, keepdim=True)
+    if not bool(((lengths - 1).abs() <= _LENGTH_TOLERANCE).all()):
+        raise ParameterError(
+            "label embeddings are of length 1, got lengths from "
+            f"{float(lengths.min()):.3g} to {float(lengths.max()):.3g}; normalise them"
+        )
+    return labels / lengths
 
 
 def finish(
@@ -174,10 +213,6 @@ def _score(party: Party, embedding: Share, count: int, labels: Tensor | None) ->
     device = embedding.value.device
     table = torch.zeros(width, count, dtype=torch.int64, device=device)
     if labels is not None:
-        if tuple(labels.shape) != (count, width):
-            raise ParameterError(
-                f"label embeddings have shape {tuple(labels.shape)}, expected {(count, width)}"
-            )
         table = _ring.encode(labels.T.contiguous(), _LABEL_BITS)
     held = party.take(MatrixProduct(embedding.shape, (width, count)))
     e, f = party.run(party.opening(embedding.value, held["a"]), party.opening(table, held["b"]))

@@ -1,41 +1,56 @@
-"""Text towers of transformers: CLIP, SigLIP, SigLIP 2 and BERT."""
+"""Text towers of transformers with LayerNorm first: CLIP, SigLIP and SigLIP 2."""
 
 from torch import Tensor
 
-from secure.smpc._builder import Affine, Builder, Value
+from secure.smpc._builder import Builder, Value
 from secure.smpc._handlers import (
     Batch,
     Module,
-    activation_name,
     encoder,
-    feed_forward,
     join,
     need,
-    plain_linear,
     project,
     register,
-    self_attention,
 )
 from secure.smpc.errors import UnsupportedModuleError
 
 
-def _padding(builder: Builder, batch: Batch) -> Value | None:
+def padding(builder: Builder, batch: Batch) -> Value | None:
     """Take the padding from the client where the calibration has some: it stays secret."""
     mask = batch.get("attention_mask")
     return None if mask is None or bool((mask == 1).all()) else builder.padding(mask)
 
 
 def token_embedding(
-    builder: Builder, table: Module, position: Tensor, ids: Tensor, path: str
+    builder: Builder,
+    table: Module,
+    position: Tensor,
+    ids: Tensor,
+    path: str,
+    first_position: int = 0,
+    pad: int | None = None,
 ) -> Value:
     """Map token and position embeddings: a one-hot row of the client's times the table.
 
     A public table is looked up by the client instead.
+
+    Args:
+        builder: The builder.
+        table: Embedding of tokens.
+        position: Embeddings of positions, from the first token's on: `(positions, width)`.
+        ids: Calibration's tokens, `(batch, length)`.
+        path: Path of the embeddings.
+        first_position: What the model calls the first token's position.
+        pad: Padding token around which the model counts its positions.
     """
+    if ids.shape[-1] > len(position):
+        raise UnsupportedModuleError(
+            path, type(table).__name__, f"{ids.shape[-1]} tokens for {len(position)} positions"
+        )
     if builder.public_embedding:
-        x = builder.looked_up(ids, table.weight)
+        x = builder.looked_up(ids, table.weight, first_position, pad)
     else:
-        x = builder.tokens(ids, table.weight.shape[0])
+        x = builder.tokens(ids, table.weight.shape[0], first_position, pad)
         x = builder.linear(x, table.weight.T, None, join(path, "token_embedding"), output="raw")
     return builder.add_constant(x, position[: ids.shape[1]], join(path, "position"))
 
@@ -80,7 +95,7 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     embeddings, layers, norm, head = need(
         module, ("embeddings", "encoder", "final_layer_norm", "head"), path
     )
-    mask = _padding(builder, batch)
+    mask = padding(builder, batch)
     x = token_embedding(
         builder,
         embeddings.token_embedding,
@@ -92,61 +107,3 @@ def siglip(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
     x = builder.token(x, -1, path)
     normed = builder.layer_norm(x, norm, join(path, "final_layer_norm"), keep=False)
     return project(builder, normed, head, join(path, "head"))
-
-
-@register("BertModel")
-def _bert(builder: Builder, module: Module, batch: Batch, path: str) -> Value:
-    embeddings, layers = need(module, ("embeddings", "encoder"), path)
-    mask = _padding(builder, batch)
-    if module.config.is_decoder:
-        raise UnsupportedModuleError(path, type(module).__name__, "a decoder has no mapping")
-    position = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-    where = join(path, "embeddings")
-    x = token_embedding(builder, embeddings.word_embeddings, position, batch["input_ids"], where)
-    normed = builder.layer_norm(x, embeddings.LayerNorm, join(where, "LayerNorm"), keep=False)
-    x = builder.affine(normed)
-    for i, block in enumerate(layers.layer):
-        x = _bert_block(builder, block, x, join(path, f"encoder.layer.{i}"), mask)
-    if getattr(module, "pooler", None) is None:
-        return x
-    dense = plain_linear(module.pooler.dense, join(path, "pooler.dense"))
-    x = builder.token(x, 0, path)
-    x = builder.linear(x, dense.weight, dense.bias, join(path, "pooler.dense"))
-    name = activation_name(module.pooler.activation, path)
-    x = builder.activation(x, name, join(path, "pooler.activation"))
-    builder.rescale(x, 16, path)
-    return x
-
-
-def _bert_block(builder: Builder, block: Module, x: Value, path: str, mask: Value | None) -> Value:
-    """Map a post-LayerNorm block: the residual needs the affine part, so it's applied."""
-    attention = block.attention.self
-    where = join(path, "attention")
-    mixed = self_attention(
-        builder,
-        Affine(x, None, None, path),
-        (attention.query, attention.key, attention.value),
-        attention.num_attention_heads,
-        join(where, "self"),
-        mask=mask,
-    )
-    output = block.attention.output
-    update = builder.linear(
-        mixed, output.dense.weight, output.dense.bias, join(where, "output.dense"), output="raw"
-    )
-    x = builder.add(x, update, where)
-    normed = builder.layer_norm(x, output.LayerNorm, join(where, "output.LayerNorm"), keep=False)
-    x = builder.affine(normed)
-    update = feed_forward(
-        builder,
-        Affine(x, None, None, path),
-        block.intermediate.dense,
-        block.intermediate.intermediate_act_fn,
-        block.output.dense,
-        join(path, "output"),
-    )
-    x = builder.add(x, update, path)
-    normed = builder.layer_norm(
-        x, block.output.LayerNorm, join(path, "output.LayerNorm"), keep=False
-    )
-    return builder.affine(normed)

@@ -1,10 +1,13 @@
 """Models with two towers: the inputs say which one is meant."""
 
-from secure.smpc import _image_towers, _text_towers
+from secure.smpc import _bert_towers, _image_towers, _text_towers
 from secure.smpc._builder import Builder, Value
 from secure.smpc._handlers import Batch, Module, join, need, register, trace
 
-__all__ = ["trace"]
+__all__ = ["REGISTERED", "trace"]
+
+#: The modules whose import registers their towers.
+REGISTERED = (_bert_towers, _image_towers, _text_towers)
 
 
 @register("CLIPModel")

@@ -180,11 +180,15 @@ def _apply(baseline: Baseline, op: Operation, values: dict[str, Any], secret: di
             values[op.kept] = values[op.source]
     elif isinstance(op, p.Activation):
         made = _activation(values[op.source], op)
-    elif isinstance(op, p.Attention) and op.mask is None and not op.parameters.causal:
+    elif isinstance(op, p.Attention) and _plain(op):
         made = _attention(values[op.query], values[op.key], values[op.value], op.heads)
     else:
         raise UnsupportedModuleError(op.path, op.kind, "the baseline runs image towers only")
     values[op.target] = made
+
+
+def _plain(op: p.Attention) -> bool:
+    return op.mask is None and op.bias is None and not op.parameters.causal
 
 
 def _normalise(x: Any, op: p.Normalise) -> Any:

@@ -34,6 +34,13 @@ class CalibrationError(ParameterError):
     """An activation of the calibration batch is outside what a protocol can represent."""
 
 
+class CalibrationWarning(UserWarning):
+    """A calibration says little about the inputs to come: too few samples, or some that stand out.
+
+    Out of its range a program's result is wrong without a sign of it.
+    """
+
+
 class AccuracyError(ParameterError):
     """The private result misses the plaintext by more than was agreed."""
 

@@ -22,7 +22,7 @@ from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
 from secure.smpc.errors import PlanMismatchError, WireError
 
-VERSION = 3
+VERSION = 4
 _MAX_FILE_BYTES = 1 << 24
 
 
@@ -155,7 +155,11 @@ class Activation(Operation):
 
 @dataclass(frozen=True)
 class Attention(Operation):
-    """Multi-head attention from three values to one; `mask` names the client's padding."""
+    """Multi-head attention from three values to one.
+
+    `mask` names the client's padding, `bias` a constant of the server's that is added to the
+    scores, `(heads, queries, keys)`.
+    """
 
     kind: ClassVar[str] = "attention"
     query: str
@@ -164,6 +168,7 @@ class Attention(Operation):
     heads: int
     parameters: SoftmaxParameters
     mask: str | None
+    bias: str | None
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -199,8 +204,12 @@ class Input:
         shape: Shape of the value for one input.
         bits: Its fraction bits.
         patch: Side of a patch, for `patches`.
-        token: Token looked for, for `position`; None is the largest id.
+        token: Token looked for, for `position` (None is the largest id); for `padding`, 0 where
+            the first token never is padding.
         limit: Largest magnitude that the calibration allows for, for `patches` and `real`.
+        grid: Rows and columns of patches, where a model resizes its positions to them.
+        first_position: What a model calls its first token's position.
+        pad: Padding token around which a model counts its positions.
     """
 
     name: str
@@ -212,6 +221,9 @@ class Input:
     patch: int = 0
     token: int | None = None
     limit: float = 0.0
+    grid: tuple[int, ...] = ()
+    first_position: int = 0
+    pad: int | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +251,7 @@ class Program:
         constants: Shapes of the server's constants.
         output: Name of the value that is the result.
         output_shape: Its shape for one input.
+        output_magnitude: It stays under 2^output_magnitude.
         length: How the output's length is found, for cosines; None where it isn't one vector.
         public_parts: Parts that the client runs in the clear beforehand, in words.
         identifier: 32 random hex digits, drawn when it was compiled. Weights can differ where the
@@ -253,6 +266,7 @@ class Program:
     constants: dict[str, tuple[int, ...]]
     output: str
     output_shape: tuple[int, ...]
+    output_magnitude: int
     length: NormParameters | None
     public_parts: tuple[str, ...]
     identifier: str

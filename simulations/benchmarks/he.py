@@ -79,7 +79,7 @@ def linear_rows(progress: Callable[[str], None]) -> list[Row]:
         note = "same N and primes as the peer; input scale 2^50 against 2^40"
         rows.append(lower_is_better(f"{name}_seconds", ours, "s", MATMUL, theirs, note))
         fast, theirs = peer.alternate(layer_call(FAST, weight), matmul, 2)
-        note = "N=4096 [51,55], 106 of 106 bits of ePrint 2024/463"
+        note = "N=4096 [50,56], 106 of 106 bits of ePrint 2024/463"
         rows.append(lower_is_better(f"{name}_fast_seconds", fast, "s", MATMUL, theirs, note))
         if (inputs, outputs) == (512, 512):
             progress("errors over 100 vectors")
@@ -156,7 +156,7 @@ def gallery_rows(progress: Callable[[str], None]) -> list[Row]:
         answer = gallery.query(client.encrypt(query, gallery.plan), keys)
         found = top_k(client.decrypt(answer)[0], 10)
         agree += bool(np.array_equal(found, top_k(embeddings @ query, 10)))
-    note = "N=4096 [51,55]; peer in chunks of what one ciphertext holds"
+    note = "N=4096 [50,56]; peer in chunks of what one ciphertext holds"
     down = len(gallery.query(sent, keys).to_bytes())
     return [
         lower_is_better("gallery_10k_seconds", ours, "s", MATMUL, theirs, note),

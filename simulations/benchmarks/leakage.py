@@ -19,6 +19,8 @@ from fedvlm.leakage.epsilon import (
 )
 from fedvlm.leakage.intervals import clopper_pearson_upper
 from fedvlm.leakage.one_run import one_run, one_run_f_dp, refutes_profile
+from fedvlm.leakage.released import Released
+from fedvlm.leakage.run_checks import noise_checks
 from fedvlm.leakage.shadows import (
     ShadowSettings,
     batch_order,
@@ -229,12 +231,42 @@ def _flag_rows(progress: Callable[[str], None]) -> list[Row]:
     return rows
 
 
+def _transcript_rows(progress: Callable[[str], None]) -> list[Row]:
+    """How often the checks of a transcript tell a bent noise, where updates were seen or not."""
+    rows, size, rounds, draws = [], 4096, 3, 20
+    for seen in (True, False):
+        progress(f"transcript checks, updates {'seen' if seen else 'not seen'}")
+        names = ("honest", "90 %", "off at last", "same", "uniform")
+        hits: dict[str, int] = {name: 0 for name in names}
+        rng = np.random.default_rng(3)
+        for _ in range(draws):
+            signal = 3 * rng.normal(size=(rounds, size)) / size**0.5
+            noise = rng.normal(size=(rounds, size))
+            bent = {
+                "honest": noise,
+                "90 %": 0.9 * noise,
+                "off at last": noise * (np.arange(rounds) < rounds - 1)[:, None],
+                "same": np.repeat(noise[:1], rounds, axis=0),
+                "uniform": rng.uniform(-(3**0.5), 3**0.5, (rounds, size)),
+            }
+            for name, one in bent.items():
+                sums, cut = (signal, np.zeros_like(signal)) if seen else (None, None)
+                ones = np.ones(rounds)
+                released = Released(signal + one, sums, cut, ones, ones, None, 1.0)
+                hits[name] += any(check.violated for check in noise_checks(released, 0.01))
+        for name, count in hits.items():
+            note = f"noise {name}; transcript, updates {'seen' if seen else 'not seen'}"
+            note = f"{note}, {rounds} rounds of {size}, {draws} draws, nominal 5 %"
+            rows.append(Row("flag_rate", count / draws, "1", note=note))
+    return rows
+
+
 def run(progress: Callable[[str], None]) -> list[Row]:
     """Measure shadow training, false alarms and power."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         rows = _shadow_rows(progress) + _false_alarm_rows(progress)
-        return rows + _power_rows(progress) + _flag_rows(progress)
+        return rows + _power_rows(progress) + _flag_rows(progress) + _transcript_rows(progress)
     finally:
         torch.set_num_threads(threads)

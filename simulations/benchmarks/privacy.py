@@ -82,7 +82,7 @@ def _flower_round(
     grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), len(updates))
     replies = []
     for message in wrapper.configure_train(number, start, ConfigRecord(), grid):
-        index = message.metadata.dst_node_id - 1
+        index = grid.node_ids.index(message.metadata.dst_node_id)
         content = RecordDict(
             {
                 "arrays": ArrayRecord({"adapter": Array(updates[index])}),

@@ -116,30 +116,60 @@ def tiny_inputs(kind: str, rows: int = 3):
     return images, texts
 
 
-@pytest.fixture(scope="session")
-def tiny_clip_folder(tmp_path_factory):
-    """A folder with a tiny CLIP, as Hugging Face's own save methods write it."""
+def save_tiny_model(kind: str, folder) -> None:
+    """Write a tiny model of a family, with a tokenizer and an image processor that fit it."""
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-clip")
-    tiny_backbone("clip").save_pretrained(folder)
+    tiny_backbone(kind).save_pretrained(folder)
     words = ["<pad>", "<unk>", "<bos>", "<eos>", "a", *COLOURS, *SHAPES]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if kind == "siglip2":  # transformers reads every SigLIP 2's tokenizer as Gemma's BPE
+        letters = [*words[:4], *"\u2581abcdefghijklmnopqrstuvwxyz"]
+        tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(letters)}, []))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 3)]
+        single="<bos> $A <eos>" if kind == "clip" else "$A <eos>",
+        special_tokens=[("<bos>", 2), ("<eos>", 3)],
     )
-    PreTrainedTokenizerFast(
+    transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         unk_token="<unk>",
         bos_token="<bos>",
         eos_token="<eos>",
     ).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    if kind == "clip":
+        pixels = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    elif kind == "siglip":
+        pixels = transformers.SiglipImageProcessorPil(size=square)
+    else:
+        pixels = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    pixels.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory):
+    """A folder with a tiny CLIP, as Hugging Face's own save methods write it."""
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    save_tiny_model("clip", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip_folder(tmp_path_factory):
+    """The same with a SigLIP."""
+    folder = tmp_path_factory.mktemp("tiny-siglip")
+    save_tiny_model("siglip", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip2_folder(tmp_path_factory):
+    """The same with a SigLIP 2, whose images keep their shape (NaFlex)."""
+    folder = tmp_path_factory.mktemp("tiny-siglip2")
+    save_tiny_model("siglip2", folder)
     return folder
 
 

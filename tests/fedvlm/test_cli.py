@@ -77,9 +77,44 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     page = (out / "report.html").read_text()
     assert "data:image/png;base64" in page
 
-    again = _run("simulate", *options, "--out", out, "--seed", 3, "--resume", "--json")
+    # U2: the folder knows its own settings; what is said again must be the same.
+    again = _run("simulate", "--out", out, "--resume", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["rounds"] == result["rounds"]
+    assert json.loads(again.stdout)["config"] == result["config"]
+    other = _run("simulate", "--out", out, "--resume", "--set", "rank=3", "--set", "rounds=4")
+    assert other.returncode == 2
+    assert "rank was 2, is 3" in other.stderr
+    more = _run("simulate", "--out", out, "--resume", "--set", "rounds=4", "--json")
+    assert more.returncode == 0, more.stderr
+    assert json.loads(more.stdout)["rounds"][:4] == result["rounds"]
+    assert "round   4/4" in more.stderr
+
+    kept = (out / "result.json").read_text()
+    silent = _run("simulate", *options, "--out", out)
+    assert silent.returncode == 2
+    assert "--resume goes on with it, --overwrite replaces it" in silent.stderr
+    assert (out / "result.json").read_text() == kept
+    options[options.index("rounds=3")] = "rounds=1"
+    replaced = _run("simulate", *options, "--out", out, "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
+    assert len(json.loads((out / "result.json").read_text())["rounds"]) == 2
+
+
+def test_a_run_that_saves_nothing_says_so(small_run):
+    options = [p for k, v in small_run.items() for p in ("--set", f"{k}={v}")]
+    done = _run("simulate", *options, "--set", "rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert "nothing of this run is saved; --out DIR keeps" in done.stderr
+
+
+def test_no_round_that_succeeded_is_exit_code_3(small_run, tmp_path):
+    options = [p for k, v in small_run.items() for p in ("--set", f"{k}={v}")]
+    options += ["--set", "rounds=1", "--set", "protect=secagg", "--set", "update_bound=1e-6"]
+    done = _run("simulate", *options, "--out", tmp_path / "run")
+    assert done.returncode == 3, done.stderr
+    assert "error: no round of 1 succeeded" in done.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_an_unwritable_folder(small_run, tmp_path):

@@ -17,7 +17,7 @@ SETTINGS = {"clients": 3, "partition": "iid", "rounds": 2, "local_epochs": 1, "r
 
 def test_flwr_run_knows_every_setting():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    places = {"out": "", "identities": ""}
+    places = {"out": "", "identities": "", "resume": False}
     assert app == SimulationConfig().to_run_config() | places
 
 

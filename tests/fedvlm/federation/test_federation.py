@@ -7,8 +7,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedvlm.config import config_from
-from fedvlm.errors import ConfigError, DropoutError, IntegrityError
-from fedvlm.federation import InProcessGrid, Result, load_task, simulate
+from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
+from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
 from fedvlm.federation.client_app import VECTOR, app
 from fedvlm.federation.protection import secure_policy
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
@@ -96,17 +96,41 @@ def test_an_interrupted_run_goes_on(small_run, tmp_path, optimizer):
 
 
 def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
-    config = config_from(small_run | {"rounds": 1})
+    config = config_from(small_run | {"rounds": 2})
     with pytest.raises(ConfigError, match="nothing to resume"):
         simulate(config, out=tmp_path, resume=True)
     simulate(config, out=tmp_path)
-    with pytest.raises(ConfigError, match=r"another configuration \(rounds\)"):
-        simulate(config_from(small_run | {"rounds": 2}), out=tmp_path, resume=True)
+    for changed, message in (
+        ({"rounds": 1}, r"rounds was 2, is 1; rounds can be added only"),
+        ({"learning_rate": 0.5}, r"learning_rate was 0.008, is 0.5"),
+        ({"clients": 4, "alpha": 2.0}, r"clients was 3, is 4, alpha was 0.3, is 2.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            simulate(config_from(small_run | {"rounds": 2} | changed), out=tmp_path, resume=True)
     with pytest.raises(IntegrityError, match="another schema"):
-        simulate(config_from(small_run | {"rounds": 1, "rank": 3}), out=tmp_path, resume=True)
+        simulate(config_from(small_run | {"rounds": 2, "rank": 3}), out=tmp_path, resume=True)
     (tmp_path / "checkpoint.npz").write_bytes(b"torn")
     with pytest.raises(IntegrityError, match="is broken"):
         simulate(config, out=tmp_path, resume=True)
+
+
+def test_rounds_are_added_to_a_finished_run(small_run, tmp_path):
+    """U2: more rounds can be added; under DP the noise was planned for those that were named."""
+    one = simulate(config_from(small_run | {"rounds": 1}), out=tmp_path)
+    two = simulate(config_from(small_run | {"rounds": 2}), out=tmp_path, resume=True)
+    assert two.rounds[:2] == one.rounds
+    assert [entry["round"] for entry in two.rounds] == [0, 1, 2]
+    private = {"dp": "client", "clip_norm": 0.5, "delta": 1e-2}
+    simulate(config_from(small_run | private | {"rounds": 1}), out=tmp_path / "dp")
+    with pytest.raises(ConfigError, match="under DP not: the noise was planned for them"):
+        simulate(config_from(small_run | private), out=tmp_path / "dp", resume=True)
+
+
+def test_nothing_of_an_earlier_run_passes_for_a_later_one(small_run, tmp_path):
+    simulate(config_from(small_run | {"rounds": 2, "transcript": True}), out=tmp_path)
+    simulate(config_from(small_run | {"rounds": 1, "transcript": True}), out=tmp_path)
+    rounds = sorted(path.name for path in (tmp_path / "transcript").glob("round-*"))
+    assert rounds == ["round-001.npz"]
 
 
 def test_a_transcript_holds_what_each_party_saw(small_run, tmp_path):
@@ -157,7 +181,7 @@ def test_a_client_that_fails_is_left_out(small_run):
     strategy, task = _strategy(config)
 
     def flaky(message, context):
-        if context.node_id == 2:
+        if context.node_config["partition-id"] == 1:
             raise RuntimeError("secret of client 2")
         return app(message, context)
 
@@ -167,7 +191,7 @@ def test_a_client_that_fails_is_left_out(small_run):
 
 def test_the_server_does_not_learn_why_a_client_failed(small_run):
     grid = InProcessGrid(lambda m, c: 1 / 0, 1)
-    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    message = Message(RecordDict(), dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.error.reason == "client app failed"
 
@@ -177,7 +201,7 @@ def test_one_client_s_update_is_no_average(small_run):
     strategy, task = _strategy(config)
 
     def alone(message, context):
-        if context.node_id != 1:
+        if context.node_config["partition-id"] != 0:
             raise RuntimeError
         return app(message, context)
 
@@ -195,7 +219,7 @@ def test_a_nan_never_reaches_the_model(small_run):
         arrays = ArrayRecord({VECTOR: Array(vector)})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    with pytest.raises(IntegrityError, match="not finite"):
+    with pytest.raises(DropoutError, match="0 of 3 clients answered"):
         _start(strategy, task, poisoned, config)
 
 
@@ -209,10 +233,10 @@ def test_a_client_refuses_an_adapter_of_another_schema(small_run):
         }
     )
     grid = InProcessGrid(app, config.clients, config.to_run_config())
-    message = Message(content, dst_node_id=1, message_type="train")
+    message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
-    assert isinstance(grid.errors[1], IntegrityError)
+    assert isinstance(grid.errors[grid.node_ids[0]], IntegrityError)
 
 
 def test_a_client_s_own_error_is_shown_in_a_simulation(small_run, monkeypatch):
@@ -236,13 +260,13 @@ def test_messages_are_copies(small_run):
 
     grid = InProcessGrid(keep, 2)
     content = RecordDict({"m": MetricRecord({"x": 1})})
-    message = Message(content, dst_node_id=1, message_type="train")
+    message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     seen[0].content["m"]["x"] = 5
     assert content["m"]["x"] == 1
     assert reply.content["m"]["x"] == 1
-    assert "count" in grid.contexts[1].state
-    assert "count" not in grid.contexts[2].state
+    assert "count" in grid.contexts[grid.node_ids[0]].state
+    assert "count" not in grid.contexts[grid.node_ids[1]].state
 
 
 @pytest.mark.parametrize("protect", ["secagg", "secagg-active"])
@@ -278,13 +302,48 @@ def test_secure_aggregation_gives_the_plain_adapter_within_quantisation(
         assert seen.files == ["global_adapter"]
 
 
-def test_an_update_beyond_the_bound_is_refused_and_the_model_stays(small_run, tmp_path):
-    settings = small_run | {"rounds": 1, "protect": "secagg", "update_bound": 1e-6}
-    result = simulate(config_from(settings), out=tmp_path)
-    assert result.rounds[1]["clients"] == 0
-    assert "clients" in result.rounds[1]["abandoned"]
+@pytest.mark.parametrize("protect", ["secagg", "he"])
+def test_a_run_in_which_no_round_succeeded_is_no_success(small_run, tmp_path, protect):
+    """An update beyond the bound is refused, the model stays, and nothing looks like one."""
+    settings = small_run | {"rounds": 2, "protect": protect, "update_bound": 1e-6}
+    seen = []
+    with pytest.raises(ProtocolError, match="no round of 2 succeeded.* the last was abandoned: "):
+        simulate(config_from(settings), out=tmp_path, on_round=seen.append)
+    assert [entry["round"] for entry in seen] == [0, 1, 2]
+    assert all(entry["clients"] == 0 and entry["abandoned"] for entry in seen[1:])
+    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "result.json").exists()
     with np.load(tmp_path / "checkpoint.npz") as archive:
         assert np.array_equal(archive["vector"], load_task(config_from(settings)).initial)
+
+
+@pytest.mark.parametrize("protect", ["secagg", "he"])
+def test_what_no_round_can_satisfy_is_refused_before_the_first_message(
+    small_run, protect, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(InProcessGrid, "push_messages", lambda *_: asked.append(1))
+    settings = small_run | {"clients": 5, "fraction": 0.4, "protect": protect}
+    with pytest.raises(ConfigError, match="sums at least 3 clients, and a round asks 2"):
+        simulate(config_from(settings))
+    assert asked == []
+
+
+def test_too_few_nodes_are_named_before_the_first_round(small_run):
+    config = config_from(small_run | {"join_timeout": 0.1})
+    grid = InProcessGrid(app, 1, config.to_run_config())
+    with pytest.raises(DropoutError, match="1 of 3 nodes came within 0.1 s"):
+        run_federation(grid, config)
+
+
+def test_half_of_the_clients_under_secure_aggregation(small_run, tmp_path):
+    """Five of ten were asked, and every round was abandoned."""
+    settings = small_run | {"clients": 10, "fraction": 0.5, "rounds": 1, "protect": "secagg"}
+    result = simulate(config_from(settings))
+    assert result.rounds[1]["clients"] == 5
+    parameters = result.protection["parameters"]
+    assert parameters["min_clients"] == 4
+    assert parameters["weights"] == "by examples, up to 1,000"
 
 
 def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
@@ -294,7 +353,9 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
     settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
     content = RecordDict({"arrays": arrays, "config": settings})
     grid = InProcessGrid(app, config.clients, config.to_run_config())
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+    (reply,) = grid.send_and_receive(
+        [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
+    )
     assert reply.has_error()
     assert reply.error.reason.startswith("secagg: ")
 
@@ -329,15 +390,6 @@ def test_encrypted_sums_give_the_plain_adapter_within_the_noise(small_run, tmp_p
     assert "updates" not in index["seen_by"]
     with np.load(tmp_path / "he" / "transcript" / "round-001.npz") as seen:
         assert seen.files == ["global_adapter"]
-
-
-def test_an_update_beyond_the_bound_is_not_encrypted_either(small_run, tmp_path):
-    settings = small_run | {"rounds": 1, "protect": "he", "update_bound": 1e-6}
-    result = simulate(config_from(settings), out=tmp_path)
-    assert result.rounds[1]["clients"] == 0
-    assert "0 clients sent a vector" in result.rounds[1]["abandoned"]
-    with np.load(tmp_path / "checkpoint.npz") as archive:
-        assert np.array_equal(archive["vector"], load_task(config_from(settings)).initial)
 
 
 def test_encrypted_sums_need_three_clients(small_run):

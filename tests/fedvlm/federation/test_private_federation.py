@@ -128,7 +128,8 @@ def test_a_client_with_another_number_is_taken_for_one_that_spent_all_along():
     strategy = ExampleLevelStrategy(inner_strategy(config), config, 128)
     start = ArrayRecord({VECTOR: Array(np.zeros(4, dtype=np.float32))})
     grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), 4)
-    for number, nodes in ((1, [1, 2]), (2, [1, 2]), (3, [3, 4])):  # both nodes started anew
+    old, new = list(grid.node_ids[:2]), list(grid.node_ids[2:])
+    for number, nodes in ((1, old), (2, old), (3, new)):  # both nodes started anew
         list(strategy.configure_train(number, start, ConfigRecord(), Subset(grid, nodes)))
     assert strategy.spent() == pytest.approx(5.0, rel=0.02)
 
@@ -262,7 +263,9 @@ def test_nothing_but_the_vector_leaves_a_client_under_example_dp(small_run):
         }
     )
     grid = InProcessGrid(app, config.clients, config.to_run_config())
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type="train")])
+    (reply,) = grid.send_and_receive(
+        [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
+    )
     assert not reply.has_error()
     assert set(reply.content) == {"arrays", "metrics"}
     assert list(reply.content.array_records["arrays"]) == [VECTOR]

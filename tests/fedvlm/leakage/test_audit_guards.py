@@ -1,10 +1,13 @@
 """The guards of an audit, its table, its ROC and its exit code."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -15,7 +18,8 @@ from fedvlm.leakage import audit_run as module
 from fedvlm.leakage import cli
 from fedvlm.leakage.audit import audit_attacks
 from fedvlm.leakage.audit_run import LeakySplitError, RunAudit, blind_baseline, claim_of
-from fedvlm.leakage.probe import Candidates, Cosines, candidates_of
+from fedvlm.leakage.probe import Candidates, Cosines, candidates_of, distinct
+from fedvlm.leakage.run_checks import Check, RunChecks
 from fedvlm.leakage.units import Claim, Interval, Unit
 from fedvlm.seeds import ExperimentSeed
 
@@ -111,3 +115,42 @@ def test_the_best_attack_comes_first() -> None:
     assert not audit.refuted
     assert audit.to_dict()["rows"][0]["claimed"] is None
     assert module.GUARD_ALPHA < 0.05
+
+
+def test_t2_what_failed_what_was_not_checked_and_what_is_not_seen_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = RunChecks(
+        (
+            Check("noise between rounds", True, "most like in round 2", "under 9 %", 1e-9),
+            Check("law of the noise", False, "4.6 % beyond", "a law within 0.01", 0.4),
+        ),
+        ("draws: who was drawn isn't in the transcript",),
+        0.95,
+    )
+    audit = replace(_audit(0.0, Claim(8.0, 1e-5)), checks=checks)
+    assert audit.refuted
+    monkeypatch.setattr(cli, "audit_run", lambda folder, **settings: audit)
+    Result({}, [], None, {}, [], {}, {}, 0).save(tmp_path)
+    app = typer.Typer()
+    app.command()(cli.audit_command)
+    found = CliRunner().invoke(app, [str(tmp_path)])
+    assert found.exit_code == 3
+    assert "noise between rounds: VIOLATED, most like in round 2" in found.output
+    assert "would not see: a law within 0.01" in found.output
+    assert "not checked: draws: who was drawn" in found.output
+    told = json.loads((tmp_path / "audit.json").read_text())["checks"]
+    assert told["violated"]
+    assert told["checks"][1]["unseen"] == "a law within 0.01"
+    passed = RunChecks(checks.checks[1:], (), 0.95)
+    assert not replace(audit, checks=passed).refuted
+
+
+def test_p1_pairs_of_one_image_are_one_candidate() -> None:
+    """They share a coin, or what is known of it."""
+    images = torch.arange(12.0).reshape(12, 1) // 3  # three pairs an image
+    pairs = SimpleNamespace(images=lambda rows: {"pixel_values": images[torch.from_numpy(rows)]})
+    who = Candidates(np.arange(12)[::-1].copy(), np.arange(12) % 2 == 0, np.zeros(12, int))
+    kept = distinct(SimpleNamespace(pairs=pairs), who)
+    assert kept.indices.tolist() == [11, 8, 5, 2]
+    assert kept.membership.tolist() == [True, False, True, False]

@@ -13,13 +13,15 @@ import pytest
 from fedvlm.canaries import Canaries, canary_gradients, hidden_in
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation import Result, simulate
+from fedvlm.federation import Result, distributed, private, private_client, simulate
 from fedvlm.federation.distributed import distributed_mechanism
 from fedvlm.leakage.audit_run import claim_of
 from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries, canary_scores
+from fedvlm.leakage.run_checks import check_run
 from fedvlm.leakage.units import Unit
 from fedvlm.leakage.vantage import Vantage, View, WrongVantageError
-from fedvlm.privacy import GaussianMechanism, clipping, dpsgd
+from fedvlm.privacy import GaussianMechanism, Ledger, clipping, dpsgd
+from fedvlm.privacy.noise import NoiseSource
 from fedvlm.privacy.skellam import SkellamMechanism
 
 PRIVATE = {"simulated_noise": True, "epsilon": 8.0, "rounds": 3, "canaries": 64}
@@ -30,6 +32,64 @@ def _run(folder: Path, settings: dict) -> tuple[CanaryAudit, SimulationConfig]:
     result = simulate(config, out=folder)
     size = int(result.adapter["parameters"])
     return audit_canaries(folder, config, size, claim_of(result), 0.05), config
+
+
+def _violated(folder: Path, config: SimulationConfig) -> set[str]:
+    checks = check_run(folder, config, Result.load(folder))
+    assert checks is not None
+    return {check.name for check in checks.checks if check.violated}
+
+
+def _everybody(count: int, rate: float, noise: NoiseSource) -> np.ndarray:
+    return np.arange(count)
+
+
+def _same_noise(self, total: np.ndarray, noise: NoiseSource) -> np.ndarray:
+    return total + self.std * np.random.default_rng(0).normal(size=total.size)
+
+
+_LAST: list[int] = []
+
+
+def _off_at_last(self, total: np.ndarray, noise: NoiseSource) -> np.ndarray:
+    _LAST.append(1)
+    return total + (len(_LAST) % 3 > 0) * self.std * noise.gaussian(1.0, total.size)
+
+
+def _one_short(self, mechanism, times: int = 1):
+    paid = len(self.history) and self.releases >= 2
+    return None if paid else _SPEND(self, mechanism, times)
+
+
+_SPEND = Ledger.spend
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("where", "name", "fault", "told"),
+    [
+        (GaussianMechanism, "release", _same_noise, "noise between rounds"),
+        (GaussianMechanism, "release", _off_at_last, "noise by round and place"),
+        (private, "poisson_sample", _everybody, "draws of clients"),
+        (Ledger, "spend", _one_short, "epsilon counted again"),
+        (SkellamMechanism, "decode", None, "noise between rounds"),
+    ],
+)
+def test_t2_sabotaged_federations_are_told_by_their_transcripts(
+    where, name: str, fault, told: str, small_run, tmp_path, monkeypatch
+) -> None:
+    settings = {**small_run, **PRIVATE, "dp": "client", "clip_norm": 0.1, "fraction": 0.5}
+    if where is SkellamMechanism:  # every client's secret seed is the same in each round
+        settings |= {"dp": "distributed", "protect": "secagg", "canaries": 24, "fraction": 1.0}
+        where, name = private_client, "noise_source"
+        source = private_client.noise_source
+        fault = lambda config, kind, client, number: source(config, kind, client, 1)  # noqa: E731
+        monkeypatch.setattr(private_client, "rotation_seed", lambda config, number: 5)
+        monkeypatch.setattr(distributed, "rotation_seed", lambda config, number: 5)
+    monkeypatch.setattr(where, name, fault)
+    _, config = _run(tmp_path, settings)
+    assert told in _violated(tmp_path, config)
 
 
 def test_canaries_without_noise_are_found_by_server_sum_and_holder(small_run, tmp_path) -> None:
@@ -52,7 +112,8 @@ def test_client_level_dp_is_flagged_without_its_noise_or_its_clip(
     small_run, tmp_path, monkeypatch
 ) -> None:
     settings = {**small_run, **PRIVATE, "dp": "client", "clip_norm": 0.1}
-    honest, _ = _run(tmp_path / "honest", settings)
+    honest, config = _run(tmp_path / "honest", settings)
+    assert _violated(tmp_path / "honest", config) == set()
     assert honest.conformance is not None
     assert not honest.refuted
     assert honest.conformance.noise_ratio > 1 > honest.conformance.clip_ratio > 0.3
@@ -63,14 +124,16 @@ def test_client_level_dp_is_flagged_without_its_noise_or_its_clip(
     stated = GaussianMechanism.std.fget
     with monkeypatch.context() as patch:
         patch.setattr(GaussianMechanism, "std", property(lambda self: stated(self) / 2))
-        halved, _ = _run(tmp_path / "halved", settings)
+        halved, config = _run(tmp_path / "halved", settings)
     assert halved.refuted
     assert halved.conformance.noise_ratio < 0.8
+    assert "noise by round and place" in _violated(tmp_path / "halved", config)
     with monkeypatch.context() as patch:
         patch.setattr(clipping, "clip", lambda update, clip_norm: update.astype(np.float64))
-        loose, _ = _run(tmp_path / "loose", settings)
+        loose, config = _run(tmp_path / "loose", settings)
     assert loose.refuted
     assert loose.conformance.clip_ratio > 5
+    assert "sum of clipped updates" in _violated(tmp_path / "loose", config)
     assert "clip norms long" in str(loose.conformance)
     assert json.loads(json.dumps(loose.to_dict()))["conformance"]["violated"]
 
@@ -89,7 +152,8 @@ def test_distributed_dp_is_flagged_when_clients_halve_their_noise(
 ) -> None:
     settings = {**small_run, **PRIVATE, "dp": "distributed", "protect": "secagg"}
     settings |= {"canaries": 24, "clip_norm": 0.1}
-    honest, _ = _run(tmp_path / "honest", settings)
+    honest, config = _run(tmp_path / "honest", settings)
+    assert _violated(tmp_path / "honest", config) == set()
     assert [one.vantage for one in honest.results] == ["V2", "V3", "V4"]
     assert all(one.claimed is not None for one in honest.results)
     assert not honest.refuted
@@ -108,10 +172,16 @@ def test_examples_that_are_canaries_flag_dp_sgd_without_a_clip(
     """Client 0's canaries are sampled, clipped and noised as its examples are."""
     settings = {**small_run, "dp": "example", "simulated_noise": True, "epsilon": 1.0}
     settings |= {"canaries": 400, "clip_norm": 0.1}
-    honest, _ = _run(tmp_path / "honest", settings)
+    honest, config = _run(tmp_path / "honest", settings)
     assert not honest.refuted
     assert honest.results[0].claimed.unit is Unit.SAMPLE
     assert honest.conformance is None
+    assert honest.power is not None
+    assert "canaries can show" in str(honest.power)
+    checks = check_run(tmp_path / "honest", config, Result.load(tmp_path / "honest"))
+    assert checks is not None
+    assert not checks.violated
+    assert any("DP-SGD" in reason for reason in checks.unchecked)
     monkeypatch.setattr(dpsgd, "_coefficients", lambda norms, clip_norm: norms * 0 + 1)
     loose, _ = _run(tmp_path / "loose", settings)
     assert loose.refuted

@@ -1,12 +1,22 @@
 """Accounting against the reference numbers, and the mechanisms that feed it."""
 
+import math
+import time
+
 import dp_accounting
 import numpy as np
 import pytest
 from scipy import stats
 
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.privacy.accounting import ORDERS, RenyiEvent, epsilon, noise_multiplier_for
+from fedvlm.privacy.accounting import (
+    delta_at,
+    epsilon,
+    epsilon_and_method,
+    noise_multiplier_for,
+)
+from fedvlm.privacy.analytic import gaussian_delta, gaussian_epsilon
+from fedvlm.privacy.events import ORDERS, RenyiEvent
 from fedvlm.privacy.mechanisms import GaussianMechanism, Relation
 from fedvlm.privacy.noise import SecureNoise
 
@@ -24,6 +34,7 @@ REFERENCE = [
 def test_reference_table(rate, sigma, steps, by_rdp, by_pld):
     event = GaussianMechanism(1.0, sigma, rate).event()
     assert epsilon([(event, steps)], 1e-5, "pld") == pytest.approx(by_pld, abs=0.02)
+    assert epsilon([(event, steps)], 1e-5) <= epsilon([(event, steps)], 1e-5, "pld")
     assert epsilon([(event, steps)], 1e-5, "rdp") == pytest.approx(by_rdp, abs=0.02)
 
 
@@ -54,7 +65,7 @@ def test_the_analytic_gaussian_is_an_oracle():
         return stats.norm.cdf(0.5 / z - e * z) - np.exp(e) * stats.norm.cdf(-0.5 / z - e * z)
 
     assert delta(got) <= target
-    assert delta(got - 0.01) > target
+    assert delta(got - 1e-4) > target
 
 
 def test_sampling_amplifies():
@@ -73,9 +84,9 @@ def test_a_renyi_event_goes_to_rdp_only():
     z = 4.0
     event = RenyiEvent(tuple(a / (2 * z * z) for a in ORDERS), "gaussian by hand")
     same = epsilon([(dp_accounting.GaussianDpEvent(z), 20)], 1e-5, "rdp")
-    assert epsilon([(event, 20)], 1e-5) == pytest.approx(same)
+    assert epsilon([(event, 20)], 1e-5) == pytest.approx(same, rel=1e-3)
     mixed = [(event, 10), (dp_accounting.GaussianDpEvent(z), 10)]
-    assert epsilon(mixed, 1e-5) == pytest.approx(same)
+    assert epsilon(mixed, 1e-5) == pytest.approx(same, rel=1e-3)
     with pytest.raises(ConfigError, match="Rényi"):
         epsilon(mixed, 1e-5, "pld")
 
@@ -125,3 +136,115 @@ def test_a_sum_that_is_not_finite_is_not_released():
     for value in (np.nan, np.inf):
         with pytest.raises(IntegrityError):
             GaussianMechanism(1.0, 1.0).release(np.array([0.0, value]), SecureNoise())
+
+
+def test_d13_the_exact_gaussian_is_exact_where_digits_are_few():
+    """D13: against 60 digits, from an ε of a millionth to thousands; never below."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        for mu in (1e-6, 1 / 459, 0.3, 4.0, 60.0):
+            for shift in (0.0, 0.5, 3.0, 6.0):
+                e = max(mu * mu / 2 + shift * mu - 1e-3 * mu, 0.0)
+                m, exact_e = mpmath.mpf(mu), mpmath.mpf(e)
+                exact = mpmath.ncdf(m / 2 - exact_e / m) - mpmath.exp(exact_e) * mpmath.ncdf(
+                    -m / 2 - exact_e / m
+                )
+                got = float(gaussian_delta(mu, e))
+                assert exact <= got <= float(exact) * (1 + 1e-5)
+                if got < 1:
+                    found = gaussian_epsilon(mu, got)
+                    assert found <= e * (1 + 1e-4) + 1e-7 * mu
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "target", "delta", "expected"),
+    [
+        (1.0, 1, 0.01, 1e-9, 459),
+        (1.0, 1, 1000.0, 1e-5, 0.0246),
+        (1.0, 10**7, 0.01, 1e-9, 459 * 10**3.5),
+        (1.0, 1, 1.0, 0.5, 0.507),
+        (0.1, 100, 0.01, 1e-9, None),
+        (0.1, 100, 1000.0, 1e-5, None),
+        (0.2, 50, 1e6, 1e-5, None),
+        (0.1, 100, 3.0, 0.5, None),
+        (0.5, 3, 2.0, 0.8, None),
+    ],
+)
+def test_d13_any_epsilon_is_planned_in_seconds(rate, steps, target, delta, expected):
+    """D13, D8, N5: what a user may type: ε from a hundredth to a million, δ to a half and more."""
+
+    def event(z):
+        return GaussianMechanism(1.0, z, rate).event()
+
+    started = time.process_time()
+    found = noise_multiplier_for(event, steps, target, delta)
+    assert time.process_time() - started < 20
+    assert epsilon([(event(found), steps)], delta) <= target
+    if found > 1e-4:
+        assert epsilon([(event(found / 1.01), steps)], delta) >= target * 0.999
+    if expected is not None:
+        assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("z", [0.05, 0.01])
+def test_d8_little_noise_is_accounted_for_in_seconds(z):
+    """D8: 90 s and 2 GB at z = 0.05; here the coins of a unit show anyway."""
+    started = time.process_time()
+    got = epsilon([(GaussianMechanism(1.0, z, 0.1).event(), 100)], 1e-5)
+    assert time.process_time() - started < 5
+    # With 10 hits expected of 100, whoever sees the coins knows of 10 to 30 Gaussian releases.
+    assert gaussian_epsilon(math.sqrt(10) / z, 1e-2) * 0.9 < got
+    assert got <= gaussian_epsilon(math.sqrt(30) / z, 1e-6)
+
+
+def test_d13_the_least_bound_is_taken():
+    """D13: 10^7 steps at q = 1e-4, where PLD's rounding is worth more than δ."""
+    event = GaussianMechanism(1.0, 4.0, 1e-4).event()
+    got, by = epsilon_and_method([(event, 10**7)], 1e-9)
+    assert by in ("rdp", "pld")
+    assert got == pytest.approx(0.43, abs=0.03)
+    for delta in (1e-3, 1e-6):
+        least = epsilon([(event, 1000)], delta)
+        for method in ("pld", "rdp"):
+            assert least <= epsilon([(event, 1000)], delta, method)
+
+
+def test_sampled_bounds_are_never_below_the_truth():
+    # One release has a closed form: δ(ε) = q·δ_z(log(1 + (e^ε − 1)/q)) under removal.
+    for rate in (0.05, 0.5):
+        for z in (0.5, 1.0, 3.0):
+            event = GaussianMechanism(1.0, z, rate).event()
+            for delta in (1e-2, 1e-4):
+                got = epsilon([(event, 1)], delta)
+                if got == 0:
+                    continue
+                inner = math.log1p(math.expm1(got) / rate)
+                truth = rate * (
+                    stats.norm.cdf(0.5 / z - inner * z)
+                    - math.exp(inner) * stats.norm.cdf(-0.5 / z - inner * z)
+                )
+                assert truth <= delta * (1 + 1e-9)
+                assert truth >= delta * 0.97
+
+
+def test_delta_at_is_the_other_way_round():
+    for history in (
+        [(GaussianMechanism(1.0, 2.0).event(), 3)],
+        [(GaussianMechanism(1.0, 1.0, 0.2).event(), 10)],
+    ):
+        at = epsilon(history, 1e-4)
+        assert delta_at(history, at) == pytest.approx(1e-4, rel=0.02)
+        assert delta_at(history, 0.5 * at) > 1e-4
+
+
+def test_events_of_several_kinds_compose():
+    sampled, whole = GaussianMechanism(1.0, 1.0, 0.2).event(), GaussianMechanism(1.0, 4.0).event()
+    got = epsilon([(sampled, 10), (whole, 4)], 1e-5)
+    assert epsilon([(sampled, 10)], 1e-5) < got
+    assert got < epsilon([(sampled, 10)], 5e-6) + epsilon([(whole, 4)], 5e-6)
+    other = GaussianMechanism(1.0, 2.0, 0.1).event()
+    assert got < epsilon([(sampled, 10), (whole, 4), (other, 5)], 1e-5)
+
+
+def test_no_noise_has_no_guarantee():
+    assert epsilon([(dp_accounting.GaussianDpEvent(0.0), 1)], 1e-5) == math.inf

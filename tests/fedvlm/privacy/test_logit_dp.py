@@ -10,7 +10,7 @@ from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
 from fedvlm.privacy import Ledger, SimulatedNoise
 from fedvlm.privacy import dpsgd as under_test
-from fedvlm.privacy.dpsgd import DPSGDSettings, clipped_gradient_sum, train_privately
+from fedvlm.privacy.dpsgd import MARGIN, DPSGDSettings, clipped_gradient_sum, train_privately
 from fedvlm.privacy.losses import LogitDP, logit_dp_sensitivity
 from fedvlm.seeds import ExperimentSeed
 from tests.fedvlm.conftest import tiny_backbone, tiny_inputs
@@ -84,7 +84,9 @@ def test_each_similarity_is_clipped_by_itself():
                 )
                 norm = np.linalg.norm(gradient)
                 clipped += norm > clip_norm
-                expected += float(weights[i, j]) * gradient * min(1.0, clip_norm / norm)
+                expected += (
+                    float(weights[i, j]) * gradient * min(1.0, (1 - MARGIN) * clip_norm / norm)
+                )
     assert clipped > 5
     got = clipped_gradient_sum(vlm, view, LogitDP(TAU, PLACES), batch, clip_norm)
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()

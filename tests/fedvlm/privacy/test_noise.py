@@ -82,3 +82,45 @@ def test_the_mean_has_the_noise_that_the_ledger_assumes(adaptive):
     assert accepts(residuals, z * 0.5 / expected)
     for wrong in (0.9, 1.1):
         assert not accepts(residuals, wrong * z * 0.5 / expected)
+
+
+@pytest.mark.parametrize("std", [1e-9, 0.37, 1.0, 3.0, 1e12])
+def test_n7_secure_noise_leaves_nothing_below_its_grid(std):
+    """N7: the low bits of a released double say nothing of the value, nor of the draw."""
+    values = np.random.default_rng(0).normal(0, 100 * std, 20_000)
+    out = SecureNoise().noised(values, std)
+    grid = 2.0 ** np.floor(np.log2(std)) / 1024
+    steps = out / grid
+    assert np.array_equal(steps, np.rint(steps))
+    assert stats.kstest((out - values) / std, "norm").pvalue > ALARM
+    # Every bit above is as it should be: values one grid step apart are told by chance alone.
+    lowest = steps.astype(np.int64)
+    for bit in range(8):
+        ones = int((lowest >> bit & 1).sum())
+        assert stats.binomtest(ones, len(lowest)).pvalue > ALARM
+    assert np.array_equal(SecureNoise().noised(np.zeros((3, 2)), std).shape, (3, 2))
+
+
+def test_n7_neighbouring_values_land_on_the_same_points():
+    """N7: Mironov's attack: points that one value can lead to and its neighbour can't."""
+    ours = set(SecureNoise().noised(np.full(100_000, 1 / 3), 0.01).tolist())
+    theirs = set(SecureNoise().noised(np.full(100_000, 1 / 3 + 1e-7), 0.01).tolist())
+    assert len(ours & theirs) > 0.9 * len(ours)
+
+
+def test_n7_the_tail_reaches_beyond_what_53_bits_allow():
+    draws = SecureNoise().gaussian(1.0, 1_000_000)
+    assert 4.2 < np.abs(draws).max() < 7.5
+    for at in (2.0, 3.0, 4.0):
+        assert stats.binomtest(int((np.abs(draws) > at).sum()), len(draws),
+                               2 * stats.norm.sf(at)).pvalue > ALARM  # fmt: skip
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 6e-3
+    assert abs(np.corrcoef(draws[:500_000], draws[500_000:])[0, 1]) < 9e-3
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, np.nan, np.inf, 1e-290])
+def test_noise_that_no_grid_can_hold_is_refused(std):
+    with pytest.raises(ConfigError, match="standard deviation"):
+        SecureNoise().noised(np.zeros(3), std)
+    with pytest.raises(ConfigError, match="too little"):
+        SecureNoise().noised(np.array([1e16]), 1.0)

@@ -115,7 +115,7 @@ def test_a_damaged_secret_key_is_refused(exchange):
 
 
 class TestRelease:
-    POLICY = ReleasePolicy(bits=8, sigma=0.25, max_queries=3)
+    POLICY = ReleasePolicy(8, 0.25, 3, error=FAST.predicted_error(), entries=WIDTH)
 
     def test_it_counts_and_then_refuses(self):
         owner = HEClient(FAST)
@@ -153,7 +153,7 @@ class TestRelease:
     )
     def test_policies_that_protect_nothing_are_refused(self, values):
         with pytest.raises(ParameterError):
-            ReleasePolicy(*values)
+            ReleasePolicy(*values, error=1e-9, entries=1)
 
 
 def test_the_residue_layout_has_no_key_to_send():

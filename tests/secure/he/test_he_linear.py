@@ -14,13 +14,13 @@ from secure.he.plans import ResiduePlan, RotationPlan, plan_from_tag
 from .he_tools import FAST, PRECISE, RESIDUE, client, through_the_wire, unit_rows
 
 
-def check(params, weight, bias, values, limit):
+def check(params, weight, bias, values):
     plan = RotationPlan(params, weight.shape[1], weight.shape[0], len(values))
     layer = EncryptedLinear(weight, bias, params=params, plan=plan)
     got = through_the_wire(layer, values, client(params))
     expected = values @ weight.T + (0 if bias is None else bias)
     assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= limit
+    assert np.abs(got - expected).max() <= layer.error
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -35,8 +35,7 @@ def test_any_shape_and_any_size_of_weights(inputs, outputs, size, has_bias, seed
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((outputs, inputs)) * 2.0**size
     bias = rng.standard_normal(outputs) * 2.0**size if has_bias else None
-    norm = np.linalg.norm(weight, axis=1).max() + (0 if bias is None else np.abs(bias).max())
-    check(FAST, weight, bias, unit_rows(rng, 1, inputs), FAST.predicted_error() * 2 * max(norm, 1))
+    check(FAST, weight, bias, unit_rows(rng, 1, inputs))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -53,7 +52,7 @@ def test_any_scale_and_any_size_of_values(scale_bits, size, inputs, seed):
     weight = unit_rows(rng, 9, inputs)
     layer = EncryptedLinear(weight, params=params)
     error = np.abs(through_the_wire(layer, values, HEClient(params)) - values @ weight.T).max()
-    assert error <= 2 * params.predicted_error()
+    assert error <= layer.error <= params.predicted_error()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_shapes_at_the_borders_of_the_slots(inputs, outputs, batch):
     rng = np.random.default_rng(inputs + outputs)
     weight = rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
     values = unit_rows(rng, batch, inputs)
-    check(FAST, weight, None, values, 3 * FAST.predicted_error())
+    check(FAST, weight, None, values)
 
 
 @pytest.mark.parametrize("params", [FAST, PRECISE])
@@ -81,8 +80,8 @@ def test_the_error_is_what_was_predicted(params):
     layer = EncryptedLinear(dense, params=params)
     values = unit_rows(rng, 1, 64)
     error = np.abs(through_the_wire(layer, values, client(params)) - values @ dense.T).max()
-    assert params.predicted_error() / 3000 < error <= params.predicted_error()
-    check(params, np.eye(64)[rng.permutation(64)], None, values, params.predicted_error())
+    assert params.predicted_error() / 30_000 < error <= params.predicted_error()
+    check(params, np.eye(64)[rng.permutation(64)], None, values)
 
 
 def test_special_weights():
@@ -90,10 +89,8 @@ def test_special_weights():
     values = unit_rows(rng, 1, 40)
     single = np.zeros((24, 40))
     single[7, 11] = 1.0  # all but one diagonal are zero
-    check(FAST, single, None, values, 1e-4)
-    check(FAST, np.full((24, 40), 1e-3), None, values, 1e-4)
-    with pytest.raises(ParameterError, match="all weights"):
-        EncryptedLinear(np.zeros((3, 4)), params=FAST)
+    check(FAST, single, None, values)
+    check(FAST, np.full((24, 40), 1e-3), None, values)
 
 
 def test_from_torch_takes_weight_and_bias():
@@ -128,9 +125,9 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_weights_too_large_for_the_range_are_refused_before_anything_is_encrypted():
     with pytest.raises(RangeError, match="longer modulus"):
-        EncryptedLinear(np.full((4, 4), 1e6), params=FAST)
+        EncryptedLinear(np.full((4, 4), 1e9), params=FAST)
     with pytest.raises(RangeError):
-        EncryptedLinear(np.eye(4), np.full(4, 1e7), params=FAST)
+        EncryptedLinear(np.eye(4), np.full(4, 1e10), params=FAST)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.1])

@@ -59,7 +59,7 @@ def test_values_out_of_range_are_refused(changes, match):
 
 
 def test_select_takes_the_cheapest_that_reaches_the_error():
-    assert HEParams.select(0, 1.0, 3e-4).coeff_bits == (51, 55)
+    assert HEParams.select(0, 1.0, 3e-4).coeff_bits == (50, 56)
     assert HEParams.select(0, 1.0, 1e-6).coeff_bits == (60, 40, 60)
     assert HEParams.select(0, 1.0, 1e-4, batch=2048).poly_modulus_degree == 2048
     assert HEParams.select(1, 1.0, 1e-3).depth == 1
@@ -84,7 +84,7 @@ def test_select_explains_itself_in_one_line():
 
 def test_a_larger_range_costs_precision():
     errors = [HEParams.select(0, size, 1.0).predicted_error() for size in (1.0, 8.0, 64.0)]
-    assert HEParams.select(0, 64.0, 1.0).coeff_bits == (51, 55)
+    assert HEParams.select(0, 64.0, 1.0).coeff_bits == (50, 56)
     assert errors[1] == pytest.approx(8 * errors[0])
     assert errors[2] == pytest.approx(64 * errors[0])
 

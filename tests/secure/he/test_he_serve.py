@@ -246,7 +246,7 @@ def test_no_more_clients_than_the_limit(tls):
         running(layer, tls, limits) as (port, log, answered),
         talk(port, tls),
         talk(port, tls),
-        # The third waits for its greeting until one of the others runs out of time.
+        # The third waits for its greeting until one of the others gives up its place.
         RemoteLayer("127.0.0.1", port, tls[0]) as remote,
     ):
         assert any("too slow" in line or "failed" in line for line in log)

@@ -127,7 +127,7 @@ def test_overflow_wraps_there_and_is_refused_here():
     with pytest.raises(RangeError):
         client(FAST).encrypt([3.0], RotationPlan(FAST, 1, 1))
     with pytest.raises(RangeError):
-        EncryptedLinear(np.full((2, 2), 1e6), params=FAST)
+        EncryptedLinear(np.full((2, 2), 1e9), params=FAST)
 
 
 def test_sums_wrap_there_and_are_counted_here():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import transformers as hf
 from torch import nn
 
 from secure.errors import ParameterError
@@ -19,100 +18,12 @@ from secure.smpc import (
     infer,
     register,
 )
-from secure.smpc.plan import _reference, as_fields
+from secure.smpc._reference import reference as _reference
+from secure.smpc.plan import as_fields
 from tests.secure.smpc.tiny import TinyTower, tiny
+from tests.secure.smpc.towers import DINO, MODELS, VISION, captions, images, patches
 
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 16,
-    "patch_size": 8,
-}
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 60,
-    "max_position_embeddings": 16,
-    "bos_token_id": 1,
-    "eos_token_id": 59,
-    "pad_token_id": 0,
-}
-
-
-def _images():
-    return {"pixel_values": torch.randn(4, 3, 16, 16)}
-
-
-def _captions():
-    ids = torch.randint(3, 58, (4, 9))
-    # Captions of different lengths: the end token at different places, padding behind it.
-    for row, end in enumerate((8, 5, 3, 6)):
-        ids[row, end] = 59
-        ids[row, end + 1 :] = 0
-    return {"input_ids": ids}
-
-
-def _patches():
-    return {
-        "pixel_values": torch.randn(4, 6, 192),
-        "pixel_attention_mask": torch.ones(4, 6, dtype=torch.long),
-        "spatial_shapes": torch.tensor([[2, 3]] * 4),
-    }
-
-
-MODELS = {
-    "clip-image": (
-        lambda: hf.CLIPVisionModelWithProjection(
-            hf.CLIPVisionConfig(projection_dim=16, hidden_act="gelu", **VISION)
-        ),
-        _images,
-    ),
-    "clip-text": (
-        lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(projection_dim=16, **TEXT)),
-        _captions,
-    ),
-    "clip-old-end-token": (
-        lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**{**TEXT, "eos_token_id": 2})),
-        _captions,
-    ),
-    "clip-both-image": (
-        lambda: hf.CLIPModel(
-            hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
-        ),
-        _images,
-    ),
-    "clip-both-text": (
-        lambda: hf.CLIPModel(
-            hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
-        ),
-        _captions,
-    ),
-    "siglip-image": (lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION)), _images),
-    "siglip-text": (lambda: hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)), _captions),
-    "siglip2-image": (
-        lambda: hf.Siglip2VisionModel(
-            hf.Siglip2VisionConfig(
-                **{k: v for k, v in VISION.items() if k != "image_size"}, num_patches=9
-            )
-        ),
-        _patches,
-    ),
-    "siglip2-text": (lambda: hf.Siglip2TextModel(hf.Siglip2TextConfig(**TEXT)), _captions),
-    "vit": (lambda: hf.ViTModel(hf.ViTConfig(**VISION)), _images),
-    "vit-classifier": (
-        lambda: hf.ViTForImageClassification(hf.ViTConfig(num_labels=7, **VISION)),
-        _images,
-    ),
-    "bert": (lambda: hf.BertModel(hf.BertConfig(**TEXT)), _captions),
-    "minilm": (
-        lambda: hf.BertModel(hf.BertConfig(**TEXT), add_pooling_layer=False),
-        _captions,
-    ),
-}
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration is thin")
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -124,12 +35,16 @@ def test_models_keep_the_accuracy_contract(name):
     with torch.no_grad():
         expected = _reference(model, as_fields(inputs))
     fields = {each.field for each in plan.program.inputs}
-    raw = {k: v for k, v in inputs.items() if k in fields}
+    raw = {k: v for k, v in inputs.items() if k in {*fields, "spatial_shapes"}}
     error = plan.check(raw, expected, max_abs_error=5e-3)
     assert error > 0
-    with pytest.raises(AccuracyError, match="agreed were"):
-        plan.check(raw, expected + 1, max_abs_error=0.1)
     assert Program.from_json(plan.program.to_json()) == plan.program
+
+
+def test_a_check_that_misses_what_was_agreed_raises():
+    model, batch, plan = tiny()
+    with pytest.raises(AccuracyError, match="agreed were"):
+        plan.check({"features": batch}, model(batch).detach() + 1, max_abs_error=0.1)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +235,7 @@ def test_padding_that_a_program_does_not_take_is_refused(public):
 
 def test_padding_behind_a_causal_mask_needs_no_heed():
     torch.manual_seed(0)
-    model, inputs = MODELS["clip-text"][0]().eval(), _captions()
+    model, inputs = MODELS["clip-text"][0]().eval(), captions()
     plan = compile(model, inputs)
     ids = inputs["input_ids"][:1].clone()
     ids[0, 4:] = 59  # the end of a text, and padding after it
@@ -333,7 +248,7 @@ def test_padding_behind_a_causal_mask_needs_no_heed():
 @pytest.mark.parametrize("name", ["minilm", "clip-text"])
 def test_a_public_embedding_is_looked_up_by_the_client(name, tmp_path):
     torch.manual_seed(0)
-    model, inputs = MODELS[name][0]().eval(), _captions()
+    model, inputs = MODELS[name][0]().eval(), captions()
     plan = compile(model, inputs, public_embedding=True)
     plan.save(tmp_path)
     plan = Plan.load(tmp_path)
@@ -358,7 +273,7 @@ def test_a_public_embedding_is_for_text():
 
 def test_padded_patches_are_refused():
     model = MODELS["siglip2-image"][0]().eval()
-    inputs = {**_patches(), "spatial_shapes": torch.tensor([[2, 2]] * 4)}
+    inputs = {**patches(), "spatial_shapes": torch.tensor([[2, 2]] * 4)}
     with pytest.raises(UnsupportedModuleError, match="padded patches"):
         compile(model, inputs)
 
@@ -380,7 +295,7 @@ def test_queries_out_of_range_are_refused(query, message):
 
 def test_wrong_token_ids_are_refused():
     torch.manual_seed(0)
-    plan = compile(MODELS["bert"][0]().eval(), _captions())
+    plan = compile(MODELS["bert"][0]().eval(), captions())
     for bad, message in [
         (torch.full((1, 9), 60), "outside"),
         (torch.full((1, 9), -1), "outside"),
@@ -389,3 +304,116 @@ def test_wrong_token_ids_are_refused():
     ]:
         with pytest.raises(ParameterError, match=message):
             infer(plan, {"input_ids": bad}, Query("embedding"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "give their embeddings"),
+        (torch.zeros(3, 5), "of length 1"),
+        (torch.full((3, 5), 1e6), "of length 1"),
+        (torch.full((3, 5), math.nan), "of length 1"),
+        (torch.eye(5)[:2], "shape"),
+    ],
+)
+@pytest.mark.parametrize("reveal", ["scores", "top"])
+def test_m8_labels_that_are_missing_or_not_of_length_one_are_refused(reveal, labels, message):
+    _, batch, plan = tiny()
+    with pytest.raises(ParameterError, match=message):
+        infer(plan, {"features": batch[:1]}, Query(reveal, labels=3), labels)
+
+
+def test_m8_labels_of_half_precision_are_brought_to_length_one():
+    model, batch, plan = tiny()
+    labels = nn.functional.normalize(torch.randn(7, 5), dim=-1)
+    output = nn.functional.normalize(model(batch[:4]).detach().double(), dim=-1)
+    result = infer(
+        plan, {"features": batch[:4]}, Query("scores", labels=7, batch=4), labels.bfloat16()
+    )
+    exact = nn.functional.normalize(labels.bfloat16().double(), dim=-1)
+    assert float((result.value - output @ exact.T).abs().max()) < 1e-3
+
+
+def test_labels_for_a_query_without_labels_are_refused():
+    _, batch, plan = tiny()
+    with pytest.raises(ParameterError, match="has no labels"):
+        infer(plan, {"features": batch[:1]}, Query("scores"), torch.eye(5))
+
+
+def test_m8_a_classifier_of_one_class_reveals_its_score():
+    from tests.secure.smpc.tiny import _tiny
+
+    class OneClass(TinyTower):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 1)
+
+    register("OneClass")(_tiny)
+    torch.manual_seed(0)
+    model, batch = OneClass().eval(), torch.randn(16, 4, 16)
+    with torch.no_grad():
+        scores = model(batch)
+        # A score that passes through zero: its length has no range.
+        model.head.bias.sub_(scores[0])
+        scores = model(batch).double()
+    plan = compile(model, batch)
+    assert plan.program.length is None
+    for query in (Query("scores", batch=16), Query("embedding", batch=16)):
+        found = infer(plan, {"features": batch}, query).value
+        assert float((found - scores).abs().max()) < 1e-3
+    best = infer(plan, {"features": batch[:2]}, Query("top", batch=2)).value
+    assert best.tolist() == [[0], [0]]
+    with pytest.raises(ParameterError, match="cosines need"):
+        infer(plan, {"features": batch[:1]}, Query("scores", labels=1), torch.ones(1, 1))
+
+
+def test_outputs_too_large_to_rank_are_refused():
+    torch.manual_seed(0)
+    model, batch = TinyTower().eval(), torch.randn(16, 4, 16)
+    with torch.no_grad():
+        model.head.weight.mul_(1e5)
+    plan = compile(model, batch)
+    with pytest.raises(ParameterError, match="too large to rank"):
+        infer(plan, {"features": batch[:1]}, Query("top"))
+
+
+def test_m7_models_without_a_mapping_say_what_is_missing():
+    import transformers as hf
+
+    shape = {k: v for k, v in VISION.items() if k != "num_labels"}
+    for model, part in (
+        (hf.DeiTModel(hf.DeiTConfig(**shape)), "distillation token"),
+        (hf.BeitModel(hf.BeitConfig(**shape)), "relative positions"),
+    ):
+        with pytest.raises(UnsupportedModuleError, match=part):
+            compile(model.eval(), images())
+
+
+def test_m7_swiglu_is_named():
+    import transformers as hf
+
+    model = hf.Dinov2Model(hf.Dinov2Config(use_swiglu_ffn=True, **DINO)).eval()
+    with pytest.raises(UnsupportedModuleError, match="has no fc1, fc2"):
+        compile(model, images())
+
+
+@pytest.mark.parametrize("activation", [nn.SELU, nn.SiLU, nn.ReLU])
+def test_m8_activations_without_a_series_are_named(activation):
+    model = TinyTower().eval()
+    model.block.mlp.act = activation()
+    with pytest.raises(UnsupportedModuleError, match="no series for this activation"):
+        compile(model, torch.randn(2, 4, 16))
+
+
+def test_batches_that_do_not_fit_together_are_refused():
+    model = MODELS["minilm"][0]().eval()
+    ids = captions()["input_ids"]
+    for bad in ({"input_ids": ids, "attention_mask": torch.ones(3, 9)}, {"input_ids": ids[:0]}, {}):
+        with pytest.raises(ParameterError, match="as many inputs|not empty"):
+            compile(model, bad)
+    with pytest.raises(ParameterError, match="'text' is a str"):
+        compile(model, {"text": "a dog"})
+    with pytest.raises(ParameterError, match="model itself can't run"):
+        compile(model, {"pixel_values": torch.randn(2, 3, 16, 16)})
+    with pytest.raises(ParameterError, match=r"model itself can't run|tokens for 16 positions"):
+        compile(model, {"input_ids": torch.randint(3, 58, (2, 17))})

@@ -164,7 +164,7 @@ def test_bad_input_is_refused_before_anything_is_sent(identities):
             client.ask({"features": bad}, Query("scores"))
     with pytest.raises(ParameterError, match="1 inputs"):
         client.ask({"features": batch[:2]}, Query("scores"))
-    with pytest.raises(ParameterError, match="1 inputs"):
+    with pytest.raises(ParameterError, match="no notice of 'pixels'"):
         client.ask({"pixels": batch[:1]}, Query("scores"))
     with pytest.raises(ParameterError, match="labels"):
         client.ask({"features": batch[:1]}, Query("scores", labels=2), ["one"])

@@ -5,6 +5,8 @@ import errno
 import queue
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -195,6 +197,30 @@ def test_m6_accept_survives_that_no_descriptor_is_left(identities):
     with run_dealer(dealer, identities, log=log.append, wrap=Scarce) as dealing:
         remote("server", dealing.port, identities).setup(tiny()[2].program)
     assert log[:3] == ["refused: Too many open files"] * 3
+
+
+@pytest.mark.slow
+def test_m6_a_dealer_with_few_descriptors_outlives_idle_connections(identities, tmp_path):
+    program = tiny()[2].program
+    (tmp_path / "program.json").write_text(program.to_json())
+    code = (
+        "import resource, sys; from secure.smpc.dealer import main; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(main(sys.argv[1:]))"
+    )
+    serve = ("serve", tmp_path / "program.json", "--identity", identities, "--port", 0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, serve)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        port = int(process.stdout.readline().rsplit(" ", 1)[1])
+        with contextlib.ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+            remote("server", port, identities).setup(program)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate(timeout=TIMEOUT)
 
 
 def test_m6_a_restarted_dealer_is_taken_on_by_a_running_owner(identities):

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedvlm.adapters.spec import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
-from fedvlm.training.settings import LocalSettings
 
 _CHOICES = {
     "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
@@ -20,7 +20,62 @@ _CHOICES = {
     "dp": ("none", "example", "client", "distributed"),
 }
 
+AUTO = "auto"
+"""What an optional setting is called where nothing was asked."""
 _MIN_CANARIES = 8
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Where a number may lie."""
+
+    low: float
+    high: float
+    above: bool = False  # whether `low` itself is out
+    below: bool = False  # whether `high` itself is out
+
+    def check(self, key: str, value: Any, kind: type) -> None:
+        """Refuse what isn't a number of this kind in the range; a NaN is in none."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole and (kind is int or not isinstance(value, float)):
+            raise ConfigError(f"{key} must be of type {kind.__name__}; got {value!r}")
+        if value < self.low or (self.above and value == self.low):
+            least = "above" if self.above else "at least"
+            raise ConfigError(f"{key} must be {least} {self.low:g}; got {value}")
+        if not (value < self.high or (value == self.high and not self.below)):
+            most = "below" if self.below else "at most"
+            raise ConfigError(f"{key} must be a number {most} {self.high:g}; got {value}")
+
+
+_RANGES = {
+    "seed": _Range(0, 2**63 - 1),
+    "clients": _Range(2, 100_000),
+    "alpha": _Range(0, 1e6, above=True),
+    "rank": _Range(1, 4096),
+    "lora_alpha": _Range(1, 1e6),
+    "tokens": _Range(1, 1024),
+    "rounds": _Range(1, 1_000_000),
+    "fraction": _Range(0, 1, above=True),
+    "local_epochs": _Range(1, 100_000),
+    "batch_size": _Range(2, 1_000_000),
+    "learning_rate": _Range(0, 1e3, above=True),
+    "proximal_mu": _Range(0, 1e6),
+    "server_learning_rate": _Range(0, 1e6, above=True),
+    "server_momentum": _Range(0, 1, below=True),
+    "update_bound": _Range(0, 1e6, above=True),
+    "epsilon": _Range(0, 1e6, above=True),
+    "delta": _Range(0, 1, above=True, below=True),
+    "clip_norm": _Range(0, 1e9, above=True),
+    "weight_cap": _Range(0, 2**31),
+    "mean_pairs": _Range(0, 2**31),
+    "reference_epochs": _Range(1, 100_000),
+    "reference_learning_rate": _Range(0, 1e3, above=True),
+    "canaries": _Range(0, 100_000),
+    "workers": _Range(0, 4096),
+    "round_timeout": _Range(0, 1e6, above=True),
+    "trip_timeout": _Range(0, 1e6, above=True),
+    "join_timeout": _Range(0, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +117,11 @@ class SimulationConfig:
         adaptive: Whether the clip of client-level DP follows the median of the updates' norms.
         weight_cap: Examples at which a client's weight under client-level DP is full: it weighs
             min(examples, cap) / cap, so that the clip stays the sensitivity; 0 weighs all alike.
+        mean_pairs: The clients' mean number of pairs, a public fact that example-level DP is
+            planned from; 0 counts them, which only a simulation can.
         simulated_noise: Draw noise from the seed, for experiments: reproducible, protects nobody.
-        references: Whether to compute zero-shot, local-only and central beside the federation.
+        references: Whether to compute local-only and central training beside the federation.
+            None does without DP only: they are trained without noise, on the same pairs.
         reference_epochs: Passes of the local-only and the central reference over their data.
         reference_learning_rate: Their rate in the first pass; it falls linearly to a tenth.
         transcript: Whether to keep what each party saw, for an audit.
@@ -71,6 +129,9 @@ class SimulationConfig:
             each in by a fair coin. Under client and distributed DP each is a client of its own;
             else client 0 plants them all, under example-level DP as examples.
         workers: Clients that train at the same time, 0 for one a core. Does not change a result.
+        round_timeout: Seconds that clients have to train in a round; who is later is left out.
+        trip_timeout: Seconds that they have for each further message of a protection.
+        join_timeout: Seconds to wait for all nodes before the first round.
     """
 
     data: str = "emoji"
@@ -102,45 +163,35 @@ class SimulationConfig:
     clip_norm: float = 1.0
     adaptive: bool = False
     weight_cap: int = 0
+    mean_pairs: int = 0
     simulated_noise: bool = False
-    references: bool = True
+    references: bool | None = None
     reference_epochs: int = 6
     reference_learning_rate: float = 4e-3
     transcript: bool = False
     canaries: int = 0
     workers: int = 0
+    round_timeout: float = 600.0
+    trip_timeout: float = 120.0
+    join_timeout: float = 60.0
 
     def __post_init__(self) -> None:
+        for key, kind in _KINDS.items():
+            value = getattr(self, key)
+            if value is None and key in _OPTIONAL:
+                continue
+            if kind in (str, bool) and type(value) is not kind:
+                raise ConfigError(f"{key} must be of type {kind.__name__}; got {value!r}")
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(
                     f"{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}"
                 )
-        for key, least in (
-            ("seed", 0),
-            ("workers", 0),
-            ("weight_cap", 0),
-            ("rounds", 1),
-            ("clients", 2),
-            ("reference_epochs", 1),
-        ):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} must be at least {least}; got {getattr(self, key)}")
-        if self.canaries < 0 or 0 < self.canaries < _MIN_CANARIES:
+        for key, allowed in _RANGES.items():
+            allowed.check(key, getattr(self, key), _KINDS[key])
+        if 0 < self.canaries < _MIN_CANARIES:
             raise ConfigError(
                 f"canaries must be 0, or at least {_MIN_CANARIES}; got {self.canaries}"
-            )
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction must be in (0, 1]; got {self.fraction}")
-        for key in ("alpha", "server_learning_rate", "reference_learning_rate", "update_bound"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"{key} must be above 0; got {getattr(self, key)}")
-        if not 0 <= self.server_momentum < 1:
-            raise ConfigError(f"server_momentum must be in [0, 1); got {self.server_momentum}")
-        if not (self.epsilon > 0 and 0 < self.delta < 1 and self.clip_norm > 0):
-            raise ConfigError(
-                "DP needs epsilon > 0, delta in (0, 1) and clip_norm > 0; got "
-                f"{self.epsilon}, {self.delta} and {self.clip_norm}"
             )
         if self.dp == "client" and self.protect != "plain":
             raise ConfigError(
@@ -156,6 +207,11 @@ class SimulationConfig:
         self.local_settings(1)
 
     @property
+    def computes_references(self) -> bool:
+        """Whether references are computed: where asked for, and by default without DP."""
+        return self.dp == "none" if self.references is None else self.references
+
+    @property
     def canary_clients(self) -> int:
         """Clients that are canaries and nothing else: where a client is what DP hides."""
         return self.canaries if self.dp in ("client", "distributed") else 0
@@ -164,6 +220,11 @@ class SimulationConfig:
     def nodes(self) -> int:
         """All that take part in the protocol: clients, and canaries that are clients."""
         return self.clients + self.canary_clients
+
+    @property
+    def cohort(self) -> int:
+        """How many are asked in a round, as long as all are there; at least 2."""
+        return max(2, round(self.fraction * self.nodes))
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""
@@ -185,12 +246,22 @@ class SimulationConfig:
 
     def to_run_config(self) -> dict[str, Any]:
         """Return every setting as Flower's run config names it, with hyphens."""
-        return {key.replace("_", "-"): value for key, value in self.to_dict().items()}
+        settings = {key.replace("_", "-"): value for key, value in self.to_dict().items()}
+        return {key: AUTO if value is None else value for key, value in settings.items()}
 
 
-def _convert(key: str, value: Any, like: Any) -> Any:
-    """Convert a value to the type of the default, or say what was wrong with it."""
-    kind = type(like)
+_OPTIONAL = ("references",)
+_KINDS = {
+    field.name: bool if field.name in _OPTIONAL else type(field.default)
+    for field in fields(SimulationConfig)
+}
+
+
+def _convert(key: str, value: Any) -> Any:
+    """Convert a value to the type of its setting, or say what was wrong with it."""
+    kind = _KINDS[key]
+    if key in _OPTIONAL and (value is None or value == AUTO):
+        return None
     if isinstance(value, str) and kind is not str:
         text = value.strip().lower()
         if kind is bool and text in ("true", "false"):
@@ -233,7 +304,7 @@ def config_from(
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             raise ConfigError(f"unknown configuration key {given!r}{hint}")
-        changes[key] = _convert(key, value, getattr(base, key))
+        changes[key] = _convert(key, value)
     return replace(base, **changes)
 
 

@@ -1,5 +1,6 @@
 """A federation in this process."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,17 @@ from fedvlm.federation.protection import HE_KEY, he_policy
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
 from fedvlm.federation.task import Progress, quiet
+
+
+def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:
+    """Give the simulated nodes folders of their own for their ledgers, where they keep one."""
+    if config.dp not in ("example", "distributed"):
+        return
+    place = out / "nodes"
+    if not resume and place.exists():
+        shutil.rmtree(place)  # of an earlier run, whose nodes these are not
+    for number, node in enumerate(grid.node_ids):
+        grid.contexts[node].node_config["state"] = str(place / str(number))
 
 
 @contextmanager
@@ -70,6 +82,8 @@ def simulate(
     config = config or SimulationConfig()
     grid = InProcessGrid(app, config.nodes, config.to_run_config(), config.workers)
     folder = Path(out) if out is not None else None
+    if folder is not None:
+        _give_folders(grid, config, folder, resume)
     try:
         with _identities(grid, config):
             return run_federation(

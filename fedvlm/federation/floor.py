@@ -1,0 +1,248 @@
+"""The floor: what a node's owner asks for at least, whatever the other side wishes.
+
+`Terms` are a wish: they come from Flower's run config, which the server writes. A `Floor` is the
+owner's, from a file of its own. Nothing makes the one out of the other.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fedvlm.config.adapter import KINDS
+from fedvlm.config.simulation import SimulationConfig
+from fedvlm.errors import ConfigError, ProtocolError
+
+PROTECTIONS = ("plain", "he", "secagg", "secagg-active")
+"""Ways of summing, from what hides least of an update from the server to what hides most."""
+PRIVACIES = ("none", "example", "client", "distributed")
+
+REFUSALS = {
+    "protection": 1201,
+    "noise": 1202,
+    "rounds": 1203,
+    "adapter": 1204,
+    "model": 1205,
+    "cohort": 1206,
+    "budget": 1207,
+    "data": 1208,
+    "terms": 1209,
+    "node": 1210,
+}
+"""Number of each code that a node refuses with. `protection`, `noise`, `rounds`, `adapter`,
+`model`, `cohort`: the run asks for less than the floor; `budget`: what may be told of the data has
+been told; `data`: the run names data or a model that isn't the node's to open; `terms`: the run's
+configuration is none; `node`: anything else, which the node's own log tells."""
+
+
+class RefusedError(ProtocolError):
+    """A node refuses; the server learns the code alone, and the message stays in the node's log.
+
+    Args:
+        code: A key of `REFUSALS`.
+        text: What was asked, what the floor is, and who can mend it.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run asks of a node.
+
+    Attributes:
+        protect: How updates are summed.
+        dp: Who adds noise.
+        epsilon: What the noise is solved for, over all rounds; infinite without noise.
+        delta: δ that it holds at.
+        rounds: Rounds of the run.
+        adapter: Kind of adapter.
+        targets: Modules that LoRA trains, a regular expression.
+        cohort: Clients that are asked in a round.
+        simulated_noise: Whether noise follows from the experiment's seed.
+    """
+
+    protect: str
+    dp: str
+    epsilon: float
+    delta: float
+    rounds: int
+    adapter: str
+    targets: str
+    cohort: int
+    simulated_noise: bool
+
+    @classmethod
+    def of(cls, config: SimulationConfig) -> "Terms":
+        """Return the terms of a run's configuration."""
+        return cls(
+            protect=config.protect,
+            dp=config.dp,
+            epsilon=math.inf if config.dp == "none" else config.epsilon,
+            delta=0.0 if config.dp == "none" else config.delta,
+            rounds=config.rounds,
+            adapter=config.adapter,
+            targets=config.targets if config.adapter_spec().is_lora else "",
+            cohort=config.cohort,
+            simulated_noise=config.simulated_noise and config.dp != "none",
+        )
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that a node's owner asks for; the defaults ask for nothing.
+
+    Attributes:
+        protect: Least protection of a sum: plain, he, secagg or secagg-active.
+        dp: Noise that is accepted. `client` is noise of the *server's*, which the node can't see
+            being added: it is accepted only where it is named here.
+        epsilon: Most ε, in all and for ever, that the node tells of its data; infinite for no
+            limit. With one, a run without noise is refused.
+        delta: Most δ.
+        rounds: Rounds that the node answers in all, over every run; 0 for no limit.
+        adapters: Kinds of adapter that it trains.
+        targets: Modules that LoRA may train, as regular expressions that a run must name
+            literally; empty for any.
+        model: Hash of the weights of the base model; empty for any.
+        min_clients: Fewest clients asked in a round.
+
+    Raises:
+        ConfigError: A value is out of its range.
+
+    Example:
+        >>> Floor(protect="secagg").allows(Terms.of(SimulationConfig()))
+        False
+    """
+
+    protect: str = "plain"
+    dp: tuple[str, ...] = ()
+    epsilon: float = math.inf
+    delta: float = 1.0
+    rounds: int = 0
+    adapters: tuple[str, ...] = KINDS
+    targets: tuple[str, ...] = ()
+    model: str = ""
+    min_clients: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.dp:
+            told = ("example", "distributed") if self.bounded else PRIVACIES
+            object.__setattr__(self, "dp", told)
+        for key, value, known in (
+            ("protect", (self.protect,), PROTECTIONS),
+            ("dp", self.dp, PRIVACIES),
+            ("adapters", self.adapters, KINDS),
+        ):
+            wrong = [each for each in value if each not in known]
+            if wrong or not value:
+                got = repr(wrong[0]) if wrong else "none"
+                raise ConfigError(f"floor.{key} takes {', '.join(known)}; got {got}")
+        if not self.epsilon > 0:
+            raise ConfigError(f"floor.epsilon must be above 0; got {self.epsilon}")
+        if not 0 < self.delta <= 1:
+            raise ConfigError(f"floor.delta must be in (0, 1]; got {self.delta}")
+        if self.bounded and "none" in self.dp:
+            raise ConfigError(
+                "floor.dp accepts runs without noise (none), for which no floor.epsilon can hold; "
+                "take one of the two out"
+            )
+        for key, least in (("rounds", 0), ("min_clients", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"floor.{key} must be at least {least}; got {getattr(self, key)}")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether ε is limited."""
+        return math.isfinite(self.epsilon)
+
+    def allows(self, terms: Terms) -> bool:
+        """Return whether terms meet the floor."""
+        try:
+            self.check(terms)
+        except RefusedError:
+            return False
+        return True
+
+    def check(self, terms: Terms) -> None:
+        """Refuse terms that are below the floor.
+
+        Args:
+            terms: What the run asks for.
+
+        Raises:
+            RefusedError: Naming the first term that isn't met.
+        """
+        if terms.protect not in PROTECTIONS or PROTECTIONS.index(terms.protect) < PROTECTIONS.index(
+            self.protect
+        ):
+            raise RefusedError(
+                "protection",
+                f"the run sums by protect = {terms.protect!r}, the floor is {self.protect!r}",
+            )
+        if terms.dp not in self.dp:
+            raise RefusedError(
+                "noise", f"the run has dp = {terms.dp!r}, the floor accepts {', '.join(self.dp)}"
+            )
+        # Written so that a NaN is refused.
+        if self.bounded and not terms.epsilon <= self.epsilon:
+            raise RefusedError(
+                "noise", f"the run's epsilon is {terms.epsilon:g}, the floor's {self.epsilon:g}"
+            )
+        if terms.dp != "none" and not terms.delta <= self.delta:
+            raise RefusedError(
+                "noise", f"the run's delta is {terms.delta:g}, the floor's {self.delta:g}"
+            )
+        if self.rounds and not terms.rounds <= self.rounds:
+            raise RefusedError(
+                "rounds", f"the run has {terms.rounds} rounds, the floor is {self.rounds}"
+            )
+        if terms.adapter not in self.adapters:
+            raise RefusedError(
+                "adapter",
+                f"the run trains {terms.adapter!r}, the floor accepts {', '.join(self.adapters)}",
+            )
+        if terms.targets and self.targets and terms.targets not in self.targets:
+            raise RefusedError(
+                "adapter", f"the run trains {terms.targets!r}, which the floor doesn't name"
+            )
+        if not terms.cohort >= self.min_clients:
+            raise RefusedError(
+                "cohort",
+                f"the run asks {terms.cohort} clients a round, the floor is {self.min_clients}",
+            )
+
+    def check_model(self, weights: str) -> None:
+        """Refuse a base model with other weights than the floor names.
+
+        Args:
+            weights: `fedvlm.models.weights_hash` of the model that was loaded.
+
+        Raises:
+            RefusedError: The hash is another.
+        """
+        if self.model and weights != self.model:
+            raise RefusedError(
+                "model",
+                f"the base model's weights hash to {weights[:12]}…, the floor names "
+                f"{self.model[:12]}…",
+            )
+
+
+def floor_from(settings: dict[str, Any]) -> Floor:
+    """Build a floor from the table [floor] of a node's file; its keys have been checked."""
+    kinds = {field.name: type(getattr(Floor(), field.name)) for field in fields(Floor)}
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        kind = kinds[key]
+        if kind is tuple:
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise ConfigError(f"floor.{key} is a list of texts; got {value!r}")
+            out[key] = tuple(value)
+        elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            out[key] = float(value)
+        elif type(value) is kind:
+            out[key] = value
+        else:
+            raise ConfigError(f"floor.{key} must be of type {kind.__name__}; got {value!r}")
+    return Floor(**out)

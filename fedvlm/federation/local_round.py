@@ -1,0 +1,99 @@
+"""What a client does in a round: trains on its own pairs, and makes its reply.
+
+Apart from `client_app`, so that messages that train nothing bring no torch.
+"""
+
+import time
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedvlm.canaries import HOST, canary_update, hidden_in
+from fedvlm.config.simulation import SimulationConfig
+from fedvlm.errors import IntegrityError
+from fedvlm.federation.node import Node
+from fedvlm.federation.node_ledger import NodeLedger
+from fedvlm.federation.records import EXAMPLES, VECTOR
+from fedvlm.federation.task import Task
+
+_MOST_ROUNDS = 1 << 20
+
+
+def answer(message: Message, context: Context, node: Node, config: SimulationConfig) -> Message:
+    """Train for one round and return the reply.
+
+    Args:
+        message: The adapter, its schema hash and the round.
+        context: Flower's, for its state.
+        node: Whose data it is; its floor has been met.
+        config: The run's configuration.
+
+    Raises:
+        IntegrityError: The adapter is of another schema, or not finite; nothing is sent.
+        BudgetExceeded: The node's budget doesn't hold the round; nothing is sent.
+        RefusedError: The node has given all the answers that its owner allows.
+    """
+    start = time.perf_counter()
+    # One thread a client: a result must not depend on how many cores there are.
+    torch.set_num_threads(1)
+    settings, arrays = message.content.get("config"), message.content.get("arrays")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
+        raise IntegrityError("the message to train has no arrays or no config")
+    number, schema = settings.get("server-round"), settings.get("schema")
+    if type(number) is not int or not 1 <= number <= _MOST_ROUNDS or VECTOR not in arrays:
+        raise IntegrityError("the message to train names no round, or holds no adapter")
+    task = node.task(config)
+    task.view.write(arrays[VECTOR].numpy(), str(schema))
+    ledger = NodeLedger(node, context.state)
+    session = f"{context.run_id}/{message.metadata.message_id}"
+    vector, metrics = _trained(task, max(node.number, 0), number, ledger, session)
+    if "client-seconds" in metrics:
+        metrics["client-seconds"] = time.perf_counter() - start
+    content = RecordDict(
+        {"arrays": ArrayRecord({VECTOR: Array(vector)}), "metrics": MetricRecord({**metrics})}
+    )
+    return Message(content, reply_to=message)
+
+
+def _trained(
+    task: Task, client: int, number: int, ledger: NodeLedger, session: str
+) -> tuple[NDArray, dict[str, int | float]]:
+    """Pay, train, and return what is sent: the vector and its metrics."""
+    config, before = task.config, task.view.read()
+    # Under DP a loss, a count or a time would be a release of its own: none is sent.
+    alone: dict[str, int | float] = {EXAMPLES: 1}
+    if config.canary_clients and client >= config.clients:
+        if config.dp == "client":  # a canary is the worst that may come: it weighs its most
+            alone = {EXAMPLES: max(1, config.weight_cap)}
+        return _canary(task, before, client, number), alone
+    if config.dp == "example":
+        from fedvlm.federation.private_client import train_with_dp
+
+        train_with_dp(task, client, number, ledger, session)
+        return task.view.read(), alone
+    if config.dp == "distributed":
+        from fedvlm.federation.private_client import distributed_mechanism, encode_update
+
+        mechanism = distributed_mechanism(config, task.view.size)
+        ledger.answer(config, number, session, "client", mechanism)
+        task.train(client, number)
+        return encode_update(task, task.view.read() - before, client, number), alone
+    ledger.answer(config, number, session)
+    loss = task.train(client, number)
+    vector = task.view.read()
+    if client == HOST and config.canaries and not config.canary_clients:
+        vector = before + hidden_in(config, vector - before)
+    told = {EXAMPLES: len(task.rows(client)), "train-loss": loss, "client-seconds": 0.0}
+    return vector, told
+
+
+def _canary(task: Task, before: NDArray[np.float32], client: int, server_round: int) -> NDArray:
+    """Return what a client sends that is a canary and holds no pairs."""
+    update = canary_update(task.config, task.view.size, client)
+    if task.config.dp != "distributed":
+        return before + update
+    from fedvlm.federation.private_client import encode_update
+
+    return encode_update(task, update, client, server_round)

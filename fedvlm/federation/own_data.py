@@ -1,0 +1,49 @@
+"""A node's own pairs: what it trains on, and what it holds out for itself."""
+
+import hashlib
+
+import numpy as np
+
+from fedvlm.data import ImageTextData, Splits
+from fedvlm.errors import DataError
+
+HELD_OUT = 0.2
+"""Share of a node's images that it trains on in no run."""
+_LEAST = 2
+
+
+def own_splits(data: ImageTextData) -> Splits:
+    """Split a node's own data by what its images show, whatever the run.
+
+    An image is held out by its content's hash: with all its captions, in every run alike, and also
+    when pairs are added later. So nothing that was ever held out has been trained on.
+
+    Args:
+        data: The node's pairs.
+
+    Returns:
+        Splits with one client, and a test part, which may be empty where there are few images.
+
+    Raises:
+        DataError: Fewer than two pairs are left to train on.
+    """
+    share = np.array(
+        [int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") / 2**32 for blob in data.encoded]
+    )
+    held = share < HELD_OUT
+    own, test = np.flatnonzero(~held), np.flatnonzero(held)
+    if len(own) < _LEAST:
+        raise DataError(
+            f"{data.name} leaves {len(own)} pairs to train on; a node needs at least {_LEAST}"
+        )
+    none = own[:0]
+    return Splits(
+        clients=(own,),
+        non_members=(none,),
+        validation=none,
+        test=test,
+        ood=none,
+        withheld=none,
+        retention=none,
+        public=none,
+    )

@@ -1,0 +1,126 @@
+"""Who is there: nodes by their client number, so that the seed decides who is drawn.
+
+Flower numbers nodes by random 64-bit ids, anew at each start; drawn in the order of their ids, the
+same seed would take other clients each time. So each node is asked once for its own number.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+log = logging.getLogger("fedvlm")
+
+QUERY = "query"
+_RECORD = "config"
+_KEY = "number"
+_MOST = 1 << 31
+_POLL_S = 0.2
+
+
+def tell_number(message: Message, number: int) -> Message:
+    """Return a node's answer to the question for its number.
+
+    Args:
+        message: What asked.
+        number: The node's number, from 0.
+    """
+    return Message(RecordDict({_RECORD: ConfigRecord({_KEY: number})}), reply_to=message)
+
+
+def own_number(context: Context) -> int:
+    """Return the number, from 0, that a node's own configuration gives it; -1 for none."""
+    number = context.node_config.get("partition-id")
+    return number if type(number) is int and number >= 0 else -1
+
+
+def _told(reply: Message) -> int | None:
+    """Return the number that a reply tells; None where it tells none."""
+    if reply.has_error():
+        return None
+    record = reply.content.get(_RECORD)
+    value = record.get(_KEY) if isinstance(record, ConfigRecord) else None
+    return value if type(value) is int and 0 <= value < _MOST else None
+
+
+class Roll:
+    """The numbers of the nodes that are there, each asked for once.
+
+    A number is what a node says of itself, and decides no more than when it is drawn and under
+    which number its bytes and its ε are kept. Of two nodes with one number the first counts, and
+    the other takes no part while that one is there. Nodes that tell none (another app's) get the
+    free numbers in the order of their ids.
+
+    Args:
+        most: Numbers in [0, most) take part; None for all.
+        timeout_s: Seconds that the nodes have for an answer.
+    """
+
+    def __init__(self, most: int | None = None, timeout_s: float = 60.0) -> None:
+        self._most = _MOST if most is None else most
+        self._timeout_s = timeout_s
+        self._told: dict[int, int | None] = {}
+        self._numbers: dict[int, int] = {}
+        self._warned: set[int] = set()
+
+    def gather(self, grid: Grid, least: int, seconds: float) -> list[int]:
+        """Wait until `least` nodes are there, but no longer than some seconds; then `call`."""
+        end = time.monotonic() + seconds
+        while len(list(grid.get_node_ids())) < least and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return self.call(grid)
+
+    def call(self, grid: Grid) -> list[int]:
+        """Return the ids of the nodes that are there and take part, in the order of numbers."""
+        there = sorted(grid.get_node_ids())
+        self._ask(grid, [node for node in there if node not in self._told])
+        self._assign(there)
+        return sorted((n for n in there if n in self._numbers), key=self._numbers.__getitem__)
+
+    def number(self, node: int) -> int:
+        """Return the number, from 0, of a node that `call` has returned."""
+        return self._numbers[node]
+
+    def _ask(self, grid: Grid, nodes: Iterable[int]) -> None:
+        messages = [Message(RecordDict(), dst_node_id=n, message_type=QUERY) for n in nodes]
+        if not messages:
+            return
+        for reply in grid.send_and_receive(messages, timeout=self._timeout_s):
+            # A node that is silent is asked again with the next round; one that answers without
+            # a number has none.
+            self._told[reply.metadata.src_node_id] = _told(reply)
+
+    def _assign(self, there: list[int]) -> None:
+        taken = {self._numbers[node] for node in there if node in self._numbers}
+        ever = set(self._numbers.values())
+        fresh = [node for node in there if node not in self._numbers]
+        for node in fresh:
+            number = self._told.get(node)
+            if number is None:
+                continue
+            if number >= self._most or number in taken:
+                self._warn(node, number, number in taken)
+                continue
+            self._numbers[node] = number
+            taken.add(number)
+        ever |= taken
+        number = 0
+        for node in fresh:
+            if self._told.get(node) is None:
+                while number in ever:
+                    number += 1
+                self._numbers[node] = number
+                ever.add(number)
+
+    def _warn(self, node: int, number: int, double: bool) -> None:
+        if node in self._warned:
+            return
+        self._warned.add(node)
+        why = (
+            "which another node has too; give each node a number of its own"
+            if double
+            else f"and the run is for {self._most}; raise clients or end that node"
+        )
+        log.warning("node %d is left out: it says it is client %d, %s", node, number + 1, why)

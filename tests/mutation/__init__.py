@@ -1,0 +1,1 @@
+"""Deliberate faults, put one at a time into a copy of the tree: which would tests notice?"""
