@@ -93,6 +93,7 @@ def load_owned(model: str = "embedded", run: Path | None = None) -> OwnedModel:
         raise ConfigError(
             f"{run} has a feature gate, which has no private counterpart; use a LoRA or prompt run"
         )
+    loaded.vlm.eval()  # whatever loading an adapter left: what is served is not trained
     return OwnedModel(loaded, name, run)
 
 
