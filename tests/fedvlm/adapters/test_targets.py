@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from fedvlm.adapters import AdapterSpec, attach, load_adapter, merge, save_adapter
 from fedvlm.adapters.spec import DEFAULT_TARGETS
-from fedvlm.adapters.targets import matching, target_pattern, unused
+from fedvlm.adapters.targets import matching, unused
 from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError
 from fedvlm.models import VLM, load_model
 from fedvlm.seeds import ExperimentSeed
