@@ -95,7 +95,8 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
         return replace(distributed_policy(config, size), mode=mode)
     _fits(config, _LEAST_SECURE)
     terms = Policy(
-        plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
+        plan=plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
+        roster=config.nodes,
         mode=mode,
         clip=False,
         weighting="examples",
@@ -146,9 +147,9 @@ def protect_client(
     Whatever goes wrong on a node leaves it as one of the fixed codes of `REFUSALS`: the text of an
     exception may hold data. In a simulation it is raised, and shown.
     """
-    if message.metadata.message_type.partition(".")[0] == QUERY:
-        return call_next(message, context)  # the app tells its number there, and nothing else
     try:
+        if message.metadata.message_type.partition(".")[0] == QUERY:
+            return call_next(message, context)  # the app tells its number there, and nothing else
         node = node_of(context)
         try:
             config = settings_of(context)
@@ -188,14 +189,37 @@ def _answer(
 
         mod = he_mod(he_policy(config), Path(place) / HE_KEY if place else node.he_key)
         return mod(message, context, call_next)
+    from secure.aggregation import Roster
     from secure.aggregation.flower import secagg_mod
 
     if node.identity is not None and node.roster is not None:
+        check_members(config, len(Roster.load(node.roster).keys))
         # Where the mod looks for them: the node's own configuration, which no message reaches.
         context.node_config["secagg-identity"] = str(node.identity)
         context.node_config["secagg-roster"] = str(node.roster)
     mod = secagg_mod(client_policy(config, context), Path(place) if place else None)
     return mod(message, context, call_next)
+
+
+def check_members(config: SimulationConfig, members: int) -> None:
+    """Refuse a run that is planned for fewer members than a node's own roster has.
+
+    Quorum and noise are planned for a share of colluders of the run's nodes. A server that says
+    there are fewer, of a large roster, would have all of the roster's colluders in one cohort.
+
+    Args:
+        config: The run's configuration, as the server sent it.
+        members: Members of the node's roster.
+
+    Raises:
+        RefusedError: The run is for fewer nodes.
+    """
+    if config.nodes < members:
+        raise RefusedError(
+            "cohort",
+            f"the run is for {config.nodes} nodes, and this node's roster has {members} members; "
+            "set clients to the roster's size (fraction says how many are asked in a round)",
+        )
 
 
 def client_policy(config: SimulationConfig, context: Context):
