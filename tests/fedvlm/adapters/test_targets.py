@@ -118,6 +118,7 @@ def test_probing_leaves_model_and_generators_alone():
     assert torch.equal(torch.rand(2), expected)
     assert torch.equal(_scores(vlm, "siglip"), before)
     assert not any(m._forward_hooks for m in vlm.modules())
+    assert not any(m.training for m in vlm.modules())
 
 
 def test_an_adapter_from_the_time_before_loads_without_its_unused_part(tmp_path):
