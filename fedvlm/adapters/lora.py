@@ -1,6 +1,7 @@
 """LoRA by peft: put in place, and read back from what peft, or this library, has saved."""
 
 import re
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from fedvlm.seeds import ExperimentSeed
 # peft reads a name that transformers has deprecated; there is nothing for a user to do.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
+# torch's global generator is one for all threads: who borrows it does so alone.
+_generator = threading.Lock()
 _PREFIX = "base_model.model."
 # What a saved configuration may set, and peft then does.
 _TAKEN = {
@@ -39,7 +42,7 @@ def _inject(vlm: VLM, config: Any, seed: int) -> None:
     from peft import get_peft_model
 
     # peft draws A from torch's global generator: lend it one of our own for that moment.
-    with torch.random.fork_rng(devices=[]):
+    with _generator, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vlm.backbone = get_peft_model(vlm.backbone, config)  # pyright: ignore
 

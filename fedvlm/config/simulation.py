@@ -62,6 +62,7 @@ _RANGES = {
     "proximal_mu": _Range(0, 1e6),
     "server_learning_rate": _Range(0, 1e6, above=True),
     "server_momentum": _Range(0, 1, below=True),
+    "min_clients": _Range(0, 100_000),
     "update_bound": _Range(0, 1e6, above=True),
     "epsilon": _Range(0, 1e6, above=True),
     "delta": _Range(0, 1, above=True, below=True),
@@ -89,7 +90,7 @@ class SimulationConfig:
         clients: Number of clients, at least 2.
         partition: How pairs are dealt out: designer-topic, dirichlet, iid, quantity.
         alpha: Concentration of the Dirichlet draws, above 0; small is skewed.
-        membership: "all", or "half": each pair is a member by a fair coin, for audits.
+        membership: "all", or "half": each image is a member by a fair coin, for audits.
         adapter: lora, ffa-lora, prompt or feature.
         rank: Rank of the LoRA factors.
         lora_alpha: LoRA's scale is lora_alpha / rank.
@@ -109,6 +110,8 @@ class SimulationConfig:
             the clients share one key and must not collude with the server).
         update_bound: Largest change of a parameter in a round under secagg and he; a client
             whose update is beyond it refuses to send.
+        min_clients: Fewest clients in a sum under secure aggregation, for nodes whose floor asks
+            for more than the quorum that follows from the cohort; 0 takes that.
         dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
             distributed (clients noise integers that only secure aggregation sums).
         epsilon: Budget that the noise is solved for, over all rounds; above 0.
@@ -157,6 +160,7 @@ class SimulationConfig:
     server_momentum: float = 0.9
     protect: str = "plain"
     update_bound: float = 1.0
+    min_clients: int = 0
     dp: str = "none"
     epsilon: float = 8.0
     delta: float = 1e-5

@@ -7,10 +7,11 @@ SuperLink each message is a process of its own.
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedvlm.federation.answering import protect_client
 from fedvlm.federation.node import node_of
-from fedvlm.federation.protection import protect_client, settings_of
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.roll import own_number, tell_number
+from fedvlm.federation.terms import settings_of
 
 __all__ = ["VECTOR", "app"]
 

@@ -42,7 +42,7 @@ def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
 
     plan = distributed_mechanism(config, size).lanes()
     # Clients clip before they rotate; what is summed are integers, which nothing may rescale.
-    terms = Policy(plan=plan, clip=False, update="delta", roster=config.nodes)
+    terms = Policy(plan=plan, clip="none", update="delta", roster=config.nodes)
     return replace(terms, min_clients=terms.sharing(plan.clients).quorum)
 
 

@@ -106,7 +106,7 @@ class Floor:
         targets: Modules that LoRA may train, as regular expressions that a run must name
             literally; empty for any.
         model: Hash of the weights of the base model; empty for any.
-        min_clients: Fewest clients asked in a round.
+        min_clients: Fewest clients asked in a round, and under secure aggregation in a sum.
 
     Raises:
         ConfigError: A value is out of its range.

@@ -127,11 +127,19 @@ def node_of(context: Context) -> Node:
         return read_node(Path(named), number)
     state = config.get("state")
     folder = Path(state) if isinstance(state, str) and state else None
-    if simulated(context):
-        return Node(number, Floor(), state=folder, simulated=True)
-    # Without a file: no data of its own. Whoever gave it keys meant them to be used.
     places = [config.get(key) for key in ("secagg-identity", "secagg-roster", "he-key")]
     identity, roster, he_key = (Path(p) if isinstance(p, str) and p else None for p in places)
+    if simulated(context):
+        return Node(
+            number,
+            Floor(),
+            state=folder,
+            identity=identity,
+            roster=roster,
+            he_key=he_key,
+            simulated=True,
+        )
+    # Without a file: no data of its own. Whoever gave it keys meant them to be used.
     least = "secagg" if identity is not None else "he" if he_key is not None else "plain"
     floor = Floor(protect=least)
     return Node(number, floor, state=folder, identity=identity, roster=roster, he_key=he_key)

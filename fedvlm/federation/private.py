@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import IntegrityError
-from fedvlm.federation.private_client import all_pairs, example_settings, noise_source
+from fedvlm.federation.private_client import example_settings, noise_source
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
-from fedvlm.federation.task import Task
 from fedvlm.federation.wrapping import WrappingStrategy
 from fedvlm.privacy import Ledger, Relation, plan, poisson_sample
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, release_round
@@ -307,25 +306,3 @@ class ClientLevelStrategy(PrivateStrategy):
             self._mechanism.sample_rate,
             self._mechanism.adaptive,
         )
-
-
-def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy | None:
-    """Wrap a strategy in the DP that the configuration asks for; None where it asks for none.
-
-    Args:
-        inner: The strategy that turns a mean into the next adapter.
-        task: The federation's task.
-        roll: Knows the nodes' numbers.
-
-    Raises:
-        ConfigError: No noise reaches the wished-for ε.
-    """
-    if task.config.dp == "example":
-        return ExampleLevelStrategy(inner, task.config, all_pairs(task), roll)
-    if task.config.dp == "client":
-        return ClientLevelStrategy(inner, task.config, roll)
-    if task.config.dp == "distributed":
-        from fedvlm.federation.distributed import DistributedStrategy
-
-        return DistributedStrategy(inner, task.config, task.view.size, roll)
-    return None

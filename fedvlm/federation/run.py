@@ -54,7 +54,7 @@ def _federate(
     roll = Roll(config.nodes)
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
-        from fedvlm.federation.private import private_strategy
+        from fedvlm.federation.noising import private_strategy
 
         private = private_strategy(inner, task, roll)
     history: list[dict[str, Any]] = []
@@ -113,6 +113,8 @@ def _federate(
             train_config=ConfigRecord(),
             evaluate_fn=evaluate,
         )
+        if all(entry.get("abandoned") for entry in history[1:]):
+            protection.require_success()
     else:
         view.write(vector)
     return history, protection.describe(), None if private is None else private.describe()

@@ -6,8 +6,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedvlm.errors import ConfigError
-from fedvlm.federation.protection import settings_of
 from fedvlm.federation.run import run_federation
+from fedvlm.federation.terms import settings_of
 
 app = ServerApp()
 

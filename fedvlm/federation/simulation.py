@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedvlm.config import SimulationConfig
+from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
-from fedvlm.federation.protection import HE_KEY, he_policy
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
 from fedvlm.federation.task import Progress, quiet
+from fedvlm.federation.terms import he_policy
 
 
 def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:

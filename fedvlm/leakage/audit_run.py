@@ -10,7 +10,7 @@ from torch import nn
 
 from fedvlm.errors import ProtocolError
 from fedvlm.federation.result import Result
-from fedvlm.federation.task import Progress, load_task, quiet
+from fedvlm.federation.task import Progress, Task, load_task, quiet
 from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries
@@ -60,8 +60,8 @@ class RunAudit:
         absent: Vantage → why there is no view of it.
         baseline: AUC of the untouched backbone, with a 99.9 % interval.
         claim: The run's claim, or None without DP.
-        identity: Seed, fingerprints of data, splits, negatives and backbone, schema; and who
-            decrypts, where sums are encrypted.
+        identity: Seed, fingerprints of backbone and schema, without DP also of data, splits and
+            negatives; and who decrypts, where sums are encrypted.
         alpha: Chance, for each vantage, that any of its figures is wrong.
         canaries: What the run's planted canaries show; None where it planted none.
         reconstructions: What could be rebuilt of the pairs, vantage by vantage.
@@ -210,18 +210,29 @@ def audit_run(
     checks = check_run(folder, config, result, share) if stated else None
     progress("reconstruction", 0, 1)
     rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
-    identity = {
-        "seed": config.seed,
-        "model": config.model,
-        "backbone": _backbone_hash(task.model.vlm),
-        "data": task.data.fingerprint,
-        "splits": task.splits.fingerprint,
-        "negatives": probe.negatives_hash,
-        "schema": task.view.schema,
+    identity = _identity(task, probe) | {
         "candidates": len(candidates.indices),
         "decrypted_by": result.protection["parameters"].get("trust"),
     }
     return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt, checks)
+
+
+def _identity(task: Task, probe: Probe) -> dict[str, Any]:
+    """Name what was audited. Under DP without its data: a hash of them confirms a guess."""
+    config = task.config
+    public = {
+        "seed": config.seed,
+        "model": config.model,
+        "backbone": _backbone_hash(task.model.vlm),
+        "schema": task.view.schema,
+    }
+    if config.dp != "none":
+        return public
+    return public | {
+        "data": task.data.fingerprint,
+        "splits": task.splits.fingerprint,
+        "negatives": probe.negatives_hash,
+    }
 
 
 def _backbone_hash(vlm: nn.Module) -> str:

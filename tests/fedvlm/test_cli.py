@@ -120,7 +120,7 @@ def test_no_round_that_succeeded_is_exit_code_3(small_run, tmp_path):
     options += ["--set", "rounds=1", "--set", "protect=secagg", "--set", "update_bound=1e-6"]
     done = _run("simulate", *options, "--out", tmp_path / "run")
     assert done.returncode == 3, done.stderr
-    assert "error: no round of 1 succeeded" in done.stderr
+    assert "error: none of 1 rounds succeeded" in done.stderr
     assert not (tmp_path / "run" / "adapter").exists()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,3 +203,14 @@ def test_flat_view_refuses_another_schema():
 def test_flat_view_needs_something_trainable():
     with pytest.raises(IntegrityError, match="no trainable parameter"):
         FlatView(torch.nn.ReLU())
+
+
+def test_threads_that_attach_at_once_start_from_one_adapter():
+    """U5: peft draws from torch's global generator, which all threads share."""
+    models = [VLM(tiny_backbone("clip")) for _ in range(12)]
+    seed = ExperimentSeed(0)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        views = list(pool.map(lambda vlm: attach(vlm, SPECS["lora"], seed).read(), models))
+    alone = _attached("lora")[1].read()
+    for view in views:
+        np.testing.assert_array_equal(view, alone)

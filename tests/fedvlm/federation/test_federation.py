@@ -13,8 +13,8 @@ from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolErr
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.client_app import VECTOR, app
-from fedvlm.federation.protection import secure_policy
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
+from fedvlm.federation.terms import secure_policy
 
 
 def test_the_same_seed_gives_the_same_result(small_run, tmp_path):
@@ -336,7 +336,7 @@ def test_a_run_in_which_no_round_succeeded_is_no_success(small_run, tmp_path, pr
     """An update beyond the bound is refused, the model stays, and nothing looks like one."""
     settings = small_run | {"rounds": 2, "protect": protect, "update_bound": 1e-6}
     seen = []
-    with pytest.raises(ProtocolError, match="no round of 2 succeeded.* the last was abandoned: "):
+    with pytest.raises(ProtocolError, match="none of 2 rounds succeeded.* The last one: "):
         simulate(config_from(settings), out=tmp_path, on_round=seen.append)
     assert [entry["round"] for entry in seen] == [0, 1, 2]
     assert all(entry["clients"] == 0 and entry["abandoned"] for entry in seen[1:])

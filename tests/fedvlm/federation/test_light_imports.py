@@ -6,7 +6,8 @@ import sys
 from flwr.app import Context, RecordDict
 
 from fedvlm.config import config_from
-from fedvlm.federation.protection import client_policy, secure_policy
+from fedvlm.federation.answering import client_policy
+from fedvlm.federation.terms import secure_policy
 
 HEAVY = ("torch", "transformers", "peft", "scipy", "dp_accounting", "PIL", "sklearn", "tenseal")
 

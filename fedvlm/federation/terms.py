@@ -1,0 +1,135 @@
+"""The terms of a protected sum, which every party derives from its own copy of the run.
+
+To a client they are the floor below which it refuses, so nothing here asks the other side.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context
+
+from fedvlm.config import SimulationConfig, config_from
+from fedvlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secure.aggregation import Policy
+    from secure.he.policy import HEPolicy
+
+# Keys of the run config that say where and how it runs, and decide no result.
+PLACES = ("out", "identities", "resume")
+_QUANTISATION_ERROR = 1e-5
+_MAX_EXAMPLES = 1_000
+_LEAST_SECURE = 3
+
+
+def settings_of(context: Context) -> SimulationConfig:
+    """Return the configuration that a run config carries."""
+    return _settings(tuple(sorted(context.run_config.items())))
+
+
+@lru_cache(maxsize=4)
+def _settings(items: tuple[tuple[str, Any], ...]) -> SimulationConfig:
+    return config_from({key: value for key, value in items if key not in PLACES})
+
+
+def max_weight(config: SimulationConfig) -> int:
+    """Return where a client's weight is clamped: under DP every client weighs 1, and tells that."""
+    return _MAX_EXAMPLES if config.dp == "none" else 1
+
+
+def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy":
+    """Return the terms of secure aggregation for a configuration.
+
+    Args:
+        config: The federation's configuration.
+        size: Parameters P of the adapter, for distributed DP; loaded where None.
+
+    Every party derives them from its own copy of the configuration: to a client they are the
+    floor below which it refuses. The mean is weighted by examples, clamped at 1,000; under
+    example-level DP it is uniform, and under distributed DP also of integers that the clients
+    have noised.
+
+    Raises:
+        ConfigError: Fewer than three clients, or no sum of a round's clients is safe.
+    """
+    from secure.aggregation import Policy, plan
+
+    if config.clients < _LEAST_SECURE:
+        raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
+    mode = "active" if config.protect == "secagg-active" else "semi-honest"
+    if config.dp == "distributed":
+        from fedvlm.federation.distributed import distributed_policy
+
+        if size is None:
+            from fedvlm.federation.task import load_task
+
+            size = load_task(config).view.size
+        terms = replace(distributed_policy(config, size), mode=mode)
+        return _least(config, terms, terms.plan.clients)
+    _fits(config, _LEAST_SECURE)
+    weight = max_weight(config)
+    # How many pairs the clients hold is public where it is given, and 1 holds for everybody.
+    examples = float(min(weight, max(1, config.mean_pairs)))
+    terms = Policy(
+        plan(config.clients, config.update_bound, _QUANTISATION_ERROR, weight, examples),
+        mode=mode,
+        clip="none",
+        weighting="examples",
+        max_weight=weight,
+        roster=config.nodes,
+    )
+    # The planned cohort's quorum: whom a server picks for a smaller one may be all on its side.
+    return _least(config, terms, config.cohort)
+
+
+def _least(config: SimulationConfig, terms: "Policy", cohort: int) -> "Policy":
+    """Put in the fewest clients of a sum: the cohort's quorum, or more where the run asks so."""
+    from secure.errors import PolicyError
+
+    try:
+        quorum = terms.sharing(cohort).quorum
+    except PolicyError as error:
+        raise ConfigError(
+            f"no sum of {cohort} of {config.nodes} clients is safe: {error}; raise fraction"
+        ) from None
+    if config.min_clients > cohort:
+        raise ConfigError(
+            f"min_clients is {config.min_clients}, and a round asks {cohort}; raise fraction or "
+            "clients"
+        )
+    return replace(terms, min_clients=max(quorum, config.min_clients))
+
+
+def he_policy(config: SimulationConfig) -> "HEPolicy":
+    """Return the terms of summing under encryption for a configuration.
+
+    As under secure aggregation, `update_bound` holds for each of the P parameters, so that the
+    Euclidean norm of an update is at most `update_bound * sqrt(P)`.
+
+    Raises:
+        ConfigError: Fewer than three clients.
+    """
+    from secure.he.policy import HEPolicy
+
+    if config.clients < 3:
+        raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
+    policy = HEPolicy(
+        config.clients, config.update_bound, config.rounds, max_weight=max_weight(config)
+    )
+    _fits(config, policy.quorum)
+    return policy
+
+
+def _fits(config: SimulationConfig, least: int) -> None:
+    """Refuse what no round could ever satisfy, before a message is sent.
+
+    Raises:
+        ConfigError: Fewer clients are asked in a round than the protection sums.
+    """
+    if config.cohort < least:
+        raise ConfigError(
+            f"protect = {config.protect!r} sums at least {least} clients, and a round asks "
+            f"{config.cohort} (fraction {config.fraction:g} of {config.nodes}); raise fraction or "
+            "clients"
+        )
