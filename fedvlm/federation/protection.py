@@ -95,7 +95,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
         return replace(distributed_policy(config, size), mode=mode)
     _fits(config, _LEAST_SECURE)
     terms = Policy(
-        plan(config.clients, config.update_bound, _QUANTISATION_ERROR),
+        plan(config.clients, config.update_bound, _quantisation_error(config)),
         mode=mode,
         clip=False,
         weighting="examples",
@@ -103,6 +103,15 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
     )
     # The planned cohort's quorum: whom a server picks for a smaller one may be all on its side.
     return replace(terms, min_clients=terms.sharing(config.cohort).quorum)
+
+
+def _quantisation_error(config: SimulationConfig) -> float:
+    """Return the error that a secure sum's rounding may bring into a coordinate of the mean."""
+    if config.compression != "rounding":
+        return _QUANTISATION_ERROR
+    from fedvlm.federation.rules.rounding import rounding_error
+
+    return rounding_error(config.rounding_bits, config.update_bound, config.clients)
 
 
 def he_policy(config: SimulationConfig):
