@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fedvlm.adapters.spec import AdapterSpec
-from fedvlm.adapters.targets import matching, target_pattern, unused
+from fedvlm.adapters.targets import matching, unused
+from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.models.vlm import VLM
 from fedvlm.models.weights import first_line

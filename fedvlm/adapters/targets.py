@@ -93,7 +93,7 @@ def unused(vlm: VLM, names: list[str]) -> list[str]:
     handles = [modules[name].register_forward_hook(watch(name)) for name in names]
     images, texts = probe_inputs(vlm)
     rng = torch.Generator().manual_seed(1)
-    was_training = vlm.training
+    modes = [(module, module.training) for module in vlm.modules()]
     vlm.eval()
     try:
         with torch.enable_grad():
@@ -104,7 +104,8 @@ def unused(vlm: VLM, names: list[str]) -> list[str]:
                 return list(names)
             gradients = torch.autograd.grad(score, outputs, allow_unused=True)  # pyright: ignore
     finally:
-        vlm.train(was_training)
+        for module, mode in modes:
+            module.training = mode
         for handle in handles:
             handle.remove()
     used = set()

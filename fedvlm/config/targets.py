@@ -1,4 +1,4 @@
-"""What a user may write for LoRA's targets: a regular expression, or names."""
+"""LoRA's targets as people write them: an expression over module names, or names by commas."""
 
 import fnmatch
 import re

@@ -110,12 +110,13 @@ class Checkpoint:
                 )
         except Exception as error:  # zipfile, NumPy and json each raise their own
             raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+        # The settings first: they name what differs, of which another schema may be the effect.
+        require_same(found.config, config, folder)
         if found.schema != schema:
             raise IntegrityError(
                 f"{path} holds an adapter of another schema: {found.schema[:12]}…, "
                 f"expected {schema[:12]}…"
             )
-        require_same(found.config, config, folder)
         other = [name for name, value in (inputs or {}).items() if found.inputs.get(name) != value]
         if other:
             told = " and ".join(_INPUTS.get(name, name) for name in other)

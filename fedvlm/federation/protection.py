@@ -80,7 +80,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
     Raises:
         ConfigError: Fewer than three clients.
     """
-    from secure.aggregation import Policy, plan
+    from secure.aggregation import Policy
 
     if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
@@ -95,7 +95,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
         return replace(distributed_policy(config, size), mode=mode)
     _fits(config, _LEAST_SECURE)
     terms = Policy(
-        plan(config.clients, config.update_bound, _quantisation_error(config)),
+        _lanes(config),
         mode=mode,
         clip=False,
         weighting="examples",
@@ -105,13 +105,18 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
     return replace(terms, min_clients=terms.sharing(config.cohort).quorum)
 
 
-def _quantisation_error(config: SimulationConfig) -> float:
-    """Return the error that a secure sum's rounding may bring into a coordinate of the mean."""
+def _lanes(config: SimulationConfig):
+    """Return how fine a secure sum is: as fine as ever, or as few bits as were asked for."""
+    from secure.aggregation import plan
+
     if config.compression != "rounding":
-        return _QUANTISATION_ERROR
+        return plan(config.clients, config.update_bound, _QUANTISATION_ERROR)
     from fedvlm.federation.rules.rounding import rounding_error
 
-    return rounding_error(config.rounding_bits, config.update_bound, config.clients)
+    error = rounding_error(config.rounding_bits, config.update_bound, config.clients)
+    most = _max_weight(config)
+    # The error that is asked for is that of clients of full weight: bits, and not weights, decide.
+    return plan(config.clients, config.update_bound, error, most, examples=most)
 
 
 def he_policy(config: SimulationConfig):

@@ -14,7 +14,7 @@ from fedvlm.federation.task import Progress, Task, load_task
 from fedvlm.files import cache_dir, one_at_a_time, write_text
 from fedvlm.training import Evaluator, train_adapter
 
-_VERSION = 1  # raise it when training changes: references are then computed anew
+_VERSION = 2  # raise it when training changes: references are then computed anew
 
 
 def _key(task: Task) -> str:

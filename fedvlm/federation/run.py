@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.config.rules import keeps_personal, sends_all
-from fedvlm.errors import DropoutError, ProtocolError
+from fedvlm.errors import DataError, DropoutError, ProtocolError
 from fedvlm.federation.checkpoint import (
     Checkpoint,
     input_hashes,
@@ -133,7 +133,10 @@ def _federate(
 def _clear(out: Path) -> None:
     """Take away what an earlier run left in a folder: nothing of it may pass for this one's."""
     for name in ("result.json", "checkpoint.npz"):
-        (out / name).unlink(missing_ok=True)
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"can't write {out / name}: {error.strerror}") from error
     for name in ("adapter", "transcript"):
         shutil.rmtree(out / name, ignore_errors=True)
 

@@ -28,7 +28,7 @@ def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resu
 
 
 @contextmanager
-def _identities(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
+def give_keys(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
     """Give the simulated nodes their keys, for this run only: one each, or under HE one for all."""
     if config.protect == "plain":
         yield
@@ -86,7 +86,7 @@ def simulate(
     if folder is not None:
         _give_folders(grid, config, folder, resume)
     try:
-        with _identities(grid, config):
+        with give_keys(grid, config):
             return run_federation(
                 grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
             )

@@ -17,6 +17,8 @@ from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
 
+# Models are made one at a time: transformers and peft draw initial values from torch's global
+# generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
 _SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
@@ -120,8 +122,8 @@ def load_task(
     """
     key = (config, None)
     if getattr(_local, "key", None) != key:
-        model = load_model(config.model)
         with _lock:
+            model = load_model(config.model)
             where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
             if where not in _shared:
                 data = load_data(config.data, progress)
@@ -132,8 +134,8 @@ def load_task(
                 )
                 _shared.clear()  # one at a time: features are large
                 _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
-            held = _shared[where]
-        _local.key, _local.task = key, _task(config, model, *held)
+            built = _task(config, model, *_shared[where])
+        _local.key, _local.task = key, built
     task: Task = _local.task
     if client is None:
         return task
@@ -155,15 +157,15 @@ def load_own_task(config: SimulationConfig, folder: Path, model_name: str) -> Ta
     """
     key = (config, folder)
     if getattr(_local, "key", None) != key:
-        model = load_model(model_name)
         with _lock:
+            model = load_model(model_name)
             where = (str(folder), model_name)
             if where not in _own:
                 data = load_folder(folder)
                 splits = own_splits(data)
                 _own[where] = (data, encode_pairs(data, model, quiet, splits.images), splits)
-            held = _own[where]
-        _local.key, _local.task = key, _task(config, model, *held)
+            built = _task(config, model, *_own[where])
+        _local.key, _local.task = key, built
     task: Task = _local.task
     return replace(task, own=task.splits.clients[0])
 

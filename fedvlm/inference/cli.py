@@ -19,6 +19,7 @@ from secure.smpc import (
     Client,
     Folder,
     Identity,
+    Limits,
     Owner,
     Plan,
     Query,
@@ -26,7 +27,7 @@ from secure.smpc import (
     listen,
     read_program,
 )
-from secure.smpc._query import MAX_LABELS, REVEALS
+from secure.smpc._query import MAX_BATCH, MAX_LABELS, REVEALS
 from secure.smpc.dealer import Remote
 from secure.smpc.parcels import Source
 from secure.smpc.plan import PROGRAM_FILE, PUBLIC
@@ -125,20 +126,34 @@ def serve_command(
         typer.Option(help=f"what clients may learn: {', '.join(REVEALS)}; may be repeated"),
     ] = None,
     max_k: Annotated[int, typer.Option(min=1, help="longest ranking that clients may ask for")] = 1,
-    sessions: Annotated[int | None, typer.Option(help="stop after so many connections")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="most inputs a query")] = 1,
+    max_labels: Annotated[
+        int, typer.Option(min=0, max=MAX_LABELS, help="most labels a query")
+    ] = MAX_LABELS,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            min=1, max=512, help="sessions at once, of which one certificate has at most half"
+        ),
+    ] = Limits.at_once,
+    session_timeout: Annotated[
+        float, typer.Option(min=1, help="longest session of a client, seconds")
+    ] = Limits.session_s,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="stop after so many sessions of clients")
+    ] = None,
     timeout: Timeout = 60.0,
 ) -> None:
     """Serve a compiled model: no client sees its weights, and it sees no client's image."""
     torch.set_num_threads(1)  # a second thread would wait for the first in every small kernel
     me = Identity(identity, "server")
+    me.require_valid()
     source = _source(dealer, parcels, me, timeout)
     owned, plan = load_compiled(folder)
     allowed = tuple(reveal or ("top",))
-    owner = Owner(plan, source, owned.embed_labels, allowed, max_k)
-    try:
-        listener = listen(host, port)
-    except OSError as error:
-        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}") from error
+    limits = Limits(max_batch, max_labels, at_once, session_s=session_timeout)
+    owner = Owner(plan, source, owned.embed_labels, allowed, max_k, limits)
+    listener = listen(host, port)
     _say(f"reveals {', '.join(allowed)}, at most the best {max_k}, to clients alone")
     _say(f"listening on {host}:{listener.getsockname()[1]}")
     try:
@@ -147,11 +162,14 @@ def serve_command(
         _say("stopped")
 
 
-def _split_labels(texts: list[str]) -> list[str]:
-    labels = [label.strip() for text in texts for label in text.split(",")]
+def _all_labels(lists: list[str], single: list[str]) -> list[str]:
+    """Return the labels of `--labels`, parted at commas, and of `--label`, as they are."""
+    labels = [label.strip() for text in lists for label in text.split(",")]
+    labels += [label.strip() for label in single]
     if not all(labels) or len(set(labels)) != len(labels) or not 2 <= len(labels) <= MAX_LABELS:
         raise ConfigError(
-            f"--labels takes 2 to {MAX_LABELS} different texts, separated by commas; got {labels}"
+            f"give 2 to {MAX_LABELS} different labels: --labels takes several, separated by "
+            f"commas, --label one, commas and all; got {labels}"
         )
     return labels
 
@@ -173,15 +191,19 @@ def _record(path: Path, answer: Answer, query: Query, labels: list[str]) -> dict
 @app.command("classify")
 def classify_command(
     images: Annotated[list[Path], typer.Argument(help="image files; they stay here")],
-    labels: Annotated[
-        list[str],
-        typer.Option(
-            help='candidates, as in "a photo of a cat,a photo of a dog"; the owner reads them'
-        ),
-    ],
     program: Annotated[Path, typer.Option(help="the owner's public folder")],
     identity: Identities,
     server: Annotated[str, typer.Option(help="HOST:PORT of the owner")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='candidates, as in "a photo of a cat,a photo of a dog"; the owner reads them'
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help='one candidate, as in "a cat, asleep"; may be repeated'),
+    ] = None,
     dealer: DealerAt = None,
     parcels: Parcels = None,
     reveal: Annotated[str, typer.Option(help="top, or scores where the owner allows it")] = "top",
@@ -191,7 +213,7 @@ def classify_command(
 ) -> None:
     """Classify images by a model that stays with its owner; the images stay with you."""
     torch.set_num_threads(1)
-    texts = _split_labels(labels)
+    texts = _all_labels(labels or [], label or [])
     if reveal not in ("top", "scores"):
         raise ConfigError(f"--reveal is top or scores, got {reveal!r}")
     query = Query(reveal, k, len(texts))

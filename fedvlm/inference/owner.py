@@ -82,7 +82,10 @@ def load_owned(model: str = "embedded", run: Path | None = None) -> OwnedModel:
     """
     if run is None:
         return OwnedModel(load_model(model), model, None)
-    name = str(Result.load(run).config["model"])
+    config = Result.load(run).config
+    if not isinstance(config.get("model"), str):
+        raise ConfigError(f"the result in {run} names no model")
+    name = config["model"]
     loaded = load_model(name)
     load_adapter(loaded.vlm, run / "adapter")
     merge(loaded.vlm)
@@ -90,6 +93,7 @@ def load_owned(model: str = "embedded", run: Path | None = None) -> OwnedModel:
         raise ConfigError(
             f"{run} has a feature gate, which has no private counterpart; use a LoRA or prompt run"
         )
+    loaded.vlm.eval()  # whatever loading an adapter left: what is served is not trained
     return OwnedModel(loaded, name, run)
 
 
@@ -132,7 +136,9 @@ def load_compiled(folder: Path) -> tuple[OwnedModel, Plan]:
     try:
         note = json.loads((folder / _OWNER_FILE).read_text())
         name, run, digest = note["model"], note["run"], note["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(name, str) or not isinstance(run, str | None):
+            raise TypeError("a name of another type")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{folder} holds no compiled model; make one with: fedvlm infer compile {folder}"
         ) from error

@@ -73,7 +73,15 @@ class ProcessorPreparation:
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return pixels of shape (B, 3, H, W)."""
-        made = dict(self._processor(images=list(images), return_tensors="pt"))
+        try:
+            made = dict(self._processor(images=list(images), return_tensors="pt"))
+        except Exception as error:  # so does a file that says what can't be done
+            raise ConfigError(
+                f"the image processor can't prepare these images ({_first(error)}); "
+                f"{_PROCESSOR_FILE} may be damaged: ask the model's owner for it again"
+            ) from error
+        if not isinstance(made.get("pixel_values"), Tensor):
+            raise ConfigError(f"the image processor of {_PROCESSOR_FILE} makes no pixel_values")
         if "spatial_shapes" in made:
             raise ConfigError(
                 "a SigLIP 2 that takes images of any shape has no private counterpart here; "
@@ -95,8 +103,8 @@ def read_preparation(folder: Path) -> Preparation:
     if (folder / _STEM_FILE).is_file():
         try:
             named = json.loads((folder / _STEM_FILE).read_text())
-        except ValueError as error:
-            raise ConfigError(f"{folder / _STEM_FILE} is not JSON: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{folder / _STEM_FILE} can't be read as JSON: {error}") from error
         if named != _STEM:
             raise ConfigError(
                 f"{folder / _STEM_FILE} names another image stem than this library's; "
@@ -115,13 +123,17 @@ def read_preparation(folder: Path) -> Preparation:
                 folder, backend="pil", trust_remote_code=False
             )
             return ProcessorPreparation(processor)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"can't read {folder / _PROCESSOR_FILE}: {reason}") from error
+        except Exception as error:  # a damaged file makes transformers raise all kinds
+            raise ConfigError(f"can't read {folder / _PROCESSOR_FILE}: {_first(error)}") from error
     raise ConfigError(
         f"{folder} has neither {_STEM_FILE} nor {_PROCESSOR_FILE}; "
         "ask the model's owner for its whole public folder"
     )
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def read_images(paths: Sequence[Path]) -> list[Image.Image]:

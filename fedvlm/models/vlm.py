@@ -42,6 +42,7 @@ class VLM(nn.Module):
         self.gate: nn.Module | None = None
         # The padding's id where captions are padded on the left: what the prompt may cut there.
         self.left_padding: int | None = None
+        self.train(backbone.training)  # the mode of what it holds, not a new module's own
 
     @property
     def embedding_dim(self) -> int:

@@ -61,7 +61,8 @@ def _log_moments(rate: float, z: float) -> NDArray[np.float64]:
         chance += k * math.log(rate) + (order - k) * math.log1p(-rate)
         growth = k * (k - 1) / (2 * z * z)
         # E − 1, so that a moment near 1 keeps its digits over 10^7 releases.
-        above = logsumexp(chance + growth + np.log1p(-np.exp(-np.maximum(growth, 1e-300))))
+        terms = chance + growth + np.log1p(-np.exp(-np.maximum(growth, 1e-300)))
+        above = float(logsumexp(terms))  # pyright: ignore[reportArgumentType]
         found.append(np.logaddexp(0.0, above) if above > -30 else math.exp(above))
     return np.array(found)
 

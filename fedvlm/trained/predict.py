@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fedvlm.data.dataset import decode_image
+from fedvlm.data.images import decode_image
 from fedvlm.errors import ConfigError, DataError
 from fedvlm.models import told_apart
 from fedvlm.models.embedded import EmbeddedProcessor

@@ -16,7 +16,6 @@ Example:
 
 from secure.aggregation._client import Client, StageError
 from secure.aggregation._graph import Degree, degree
-from secure.aggregation._history import RoundRecord, TripRecord
 from secure.aggregation._keys import Identity, Roster
 from secure.aggregation._local import LocalAggregator, Session, identities, run_session
 from secure.aggregation._packing import LANES, lane_for, pack, unpack
@@ -27,6 +26,7 @@ from secure.aggregation._provision import load_identity, provision, save_identit
 from secure.aggregation._server import Fault, SecureSum, Server
 from secure.aggregation._shamir import combine, random_secret, split
 from secure.aggregation._state import ClientState
+from secure.flower import RoundRecord, TripRecord
 
 __all__ = [
     "LANES",

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from secure.aggregation._hashing import digest
+from secure._hashing import digest
 from secure.aggregation._keys import agree, derive
 from secure.errors import IntegrityError
 

@@ -39,11 +39,11 @@ from secure.aggregation._policy import Policy
 from secure.aggregation._shamir import SECRET_BYTES, random_secret, split
 from secure.aggregation._state import ClientState
 from secure.errors import IntegrityError, ParameterError, PolicyError
+from secure.flower._refusals import StageError
+from secure.flower._store import Spent
 from secure.random import SecureRandom, add_keystreams
 
-
-class StageError(IntegrityError):
-    """A message came out of turn, twice, or for another session."""
+QUESTION_BYTES = 32
 
 
 class Client:
@@ -61,12 +61,14 @@ class Client:
     Args:
         identity: The client's long-lived key.
         roster: Whom it trusts, itself included.
-        policy: Floor below which it refuses.
+        policy: Floor below which it refuses; what it leaves open follows from the roster.
         run: Id of the run, as the client knows it.
         rng: Source of keys and shares.
         state: Where an earlier process stopped.
         words: The vector that it kept.
         check: Signature check; a simulation of many clients in one process may remember results.
+        spent: The node's own record of rounds and stages, which outlives `state`; None leaves the
+            count to `state`, and whoever can put an old `state` back can have a stage again.
 
     Guarantees:
         Those of `Policy`. Python can't overwrite freed memory: after the session the secrets are
@@ -83,13 +85,15 @@ class Client:
         state: ClientState | None = None,
         words: NDArray[np.uint64] | None = None,
         check: Verify = verify,
+        spent: Spent | None = None,
     ) -> None:
         self.member = roster.member_of(identity.public_key)
         self.state = state or ClientState()
         self.words = words
         self._identity = identity
         self._roster = roster
-        self._policy = policy
+        self._policy = policy.for_roster(len(roster.keys))
+        self._spent = spent
         self._run = run
         self._rng = rng
         self._check = check
@@ -104,6 +108,8 @@ class Client:
                 )
             if session != self.state.session:
                 raise StageError("this message belongs to another session")
+            if self._spent is not None:
+                self._spent.take(session, stage)
             yield self.state
         except BaseException:
             self.wipe()
@@ -125,31 +131,32 @@ class Client:
         self._policy.check(setup.terms)
         if setup.run != self._run:
             raise StageError(f"the server opens run {setup.run}, this client is in {self._run}")
-        ledger = f"{setup.kind}_round"
-        if setup.round <= getattr(self.state, ledger):
-            raise StageError(
-                f"{setup.kind} round {setup.round} is spent: one session a round, in order"
-            )
+        opened = self.state.opened(setup.run, setup.kind, setup.round)
+        if self._spent is not None:
+            self._spent.open(setup.run, setup.kind, setup.round, setup.session)
         self.state = replace(
-            self.state,
+            opened,
             stage="opened",
             session=setup.session,
             terms=json.dumps(setup.terms.to_fields()),
-            **{ledger: setup.round},
         )
 
     def _terms(self) -> Policy:
         return Policy.from_fields(json.loads(self.state.terms))
 
-    def advertise(self, words: NDArray[np.uint64], layout: Layout) -> Advert:
+    def advertise(
+        self, words: NDArray[np.uint64], layout: Layout, question: bytes = bytes(QUESTION_BYTES)
+    ) -> Advert:
         """Keep the packed vector here, and send keys for the session.
 
         Args:
             words: What `encode` gave.
             layout: What it holds.
+            question: Hash, 32 bytes, of what the server asked: this client is summed only with
+                members that were asked the same. Zeros where a session has no question.
 
         Raises:
-            ParameterError: The words are not of the layout's length.
+            ParameterError: The words are not of the layout's length, or the question is no hash.
             StageError: No session is open.
         """
         with self._stage("opened", self.state.session) as state:
@@ -158,6 +165,8 @@ class Client:
                 raise ParameterError(
                     f"expected {expected} uint64 words, got {words.shape} of {words.dtype}"
                 )
+            if len(question) != QUESTION_BYTES:
+                raise ParameterError(f"a question's hash has 32 bytes, got {len(question)}")
             channel_secret = self._rng.token(KEY_BYTES)
             channel = X25519PrivateKey.from_private_bytes(channel_secret).public_key()
             mask_seed, self_seed = random_secret(self._rng), random_secret(self._rng)
@@ -169,6 +178,7 @@ class Client:
                 bind.mask_public_key(mask_seed, state.session, self.member),
                 bind.self_commitment(self_seed, state.session, self.member),
                 layout.digest,
+                question,
             ).to_bytes()
             self.words = words
             self.state = replace(
@@ -178,6 +188,7 @@ class Client:
                 mask_seed=mask_seed,
                 self_seed=self_seed,
                 layout=layout.digest,
+                question=question,
                 bundle=bundle,
             )
             return Advert(state.session, bundle, layout.to_json())
@@ -199,6 +210,11 @@ class Client:
                     f"member {bundle.member} has the layout {bundle.layout.hex()[:16]}, "
                     f"expected {self.state.layout.hex()[:16]}"
                 )
+            if bundle.question != self.state.question:
+                raise IntegrityError(
+                    f"member {bundle.member} was sent another model or configuration than this "
+                    "client"
+                )
         keys = [key for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)]
         if len(set(keys)) != len(keys):
             raise IntegrityError("two members of the cohort advertise the same key")
@@ -210,7 +226,8 @@ class Client:
         Raises:
             PolicyError: The cohort is too small or too large.
             IntegrityError: A key is unsigned, swapped, repeated, of low order or from outside
-                the roster; or a member's vector has another layout.
+                the roster; or a member's vector has another layout, or it was asked something
+                else.
         """
         with self._stage("advertised", cohort.session) as state:
             # Size first: a server that floods pays for no signature checks here.
@@ -249,7 +266,7 @@ class Client:
                 mask_keys=tuple(bundles[peer].mask_key for peer in neighbours),
                 degree=sharing.neighbours,
                 threshold=sharing.threshold,
-                quorum=max(sharing.quorum, self._terms().min_clients),
+                quorum=max(sharing.quorum, self._terms().fewest),
                 own_share=own,
                 bundle=b"",
             )

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from secure.aggregation._history import RoundRecord, TripRecord
+from secure.aggregation._payload import Aggregate
 from secure.aggregation._server import SecureSum, Server
 from secure.errors import IntegrityError, SecureError
+from secure.flower._history import RoundRecord, TripRecord
+from secure.flower._refusals import REFUSALS
 
 log = logging.getLogger("secure.aggregation")
 
@@ -51,6 +53,7 @@ class Drive:
         self._opening_bytes = opening_bytes
         self._opened_at = time.perf_counter()
         self._nodes: dict[int, int] = {}
+        self._revealed: set[int] = set()
         self._refusals: dict[int, str] = {}
         self._trips: list[TripRecord] = []
 
@@ -112,19 +115,34 @@ class Drive:
             return False
         try:
             sender = getattr(message, "sender", None)
+            if sender is None and node in self._nodes.values():
+                raise IntegrityError(f"node {node} advertises twice")
             if sender is not None and self._nodes.get(sender) != node:
-                raise IntegrityError(f"node {node} answers for member {sender}")
+                raise IntegrityError(f"node {node} answers for another member than its own")
             member = self.server.receive(message)
         except SecureError as error:
             log.warning("node %d is left out of the round: %s", node, error)
             self._refusals[node] = REJECTED
             return False
         self._nodes.setdefault(member, node)
+        if self._trips and len(self._trips) + 1 == self._last:
+            self._revealed.add(node)
         return True
 
-    def record(self, summed: int, reason: str) -> RoundRecord:
+    @property
+    def _last(self) -> int:
+        return 5 if self.server.policy.active else 4
+
+    def unfinished(self) -> list[int]:
+        """Return the nodes that sent keys, and neither came to the session's end nor ended it."""
+        # Who refused has forgotten already; who could not be reached has not.
+        ended = {node for node, code in self._refusals.items() if code in REFUSALS}
+        return [node for node in self._nodes.values() if node not in self._revealed | ended]
+
+    def record(self, mean: Aggregate | None, reason: str) -> RoundRecord:
         """Return what the session took and how it ended."""
         setup = self.server.setup
+        summed = 0 if mean is None else mean.clients
         return RoundRecord(
             setup.round,
             setup.kind,
@@ -134,4 +152,8 @@ class Drive:
             tuple(self._trips),
             dict(self._refusals),
             tuple(f"member {each.member}: {each.reason}" for each in self.server.faults),
+            str(setup.terms.weighting),
+            0 if mean is None else mean.clipped,
+            0 if mean is None else mean.clients - mean.kept,
+            () if mean is None else mean.partial,
         )

@@ -1,31 +1,32 @@
 """The client's half of secure aggregation under Flower: a mod that no plain answer passes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from secure.aggregation import _messages as wire
-from secure.aggregation._client import Client, StageError
+from secure.aggregation._client import Client
 from secure.aggregation._drive import log
-from secure.aggregation._flower_wire import RECORD, SCHEMA_KEY, WORDS, to_records
-from secure.aggregation._payload import Layout, encode, examples_and_metrics
+from secure.aggregation._flower_reply import Base, Reply, base_of, reply_of
+from secure.aggregation._flower_wire import CLOSE, RECORD, WORDS, closing, to_records
+from secure.aggregation._node import Node, node_of
+from secure.aggregation._payload import Layout, encode, encode_blank
 from secure.aggregation._policy import Policy
-from secure.aggregation._provision import credentials
-from secure.aggregation._refusals import REFUSALS, refusal
 from secure.aggregation._state import ClientState
-from secure.aggregation._tensors import difference, flatten
 from secure.errors import IntegrityError, MissingExtraError, ParameterError, PolicyError
+from secure.flower._frame import CallNext, Mod, ask_app, framed
+from secure.flower._question import question
+from secure.flower._refusals import KeysError, StageError
 from secure.random import SecureRandom
 
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
 
+SESSION_BYTES = 32
 _ASKS: dict[str, tuple[type, Callable[[Client, Any], Any]]] = {
     "share": (wire.Cohort, Client.share),
     "mask": (wire.Inbox, Client.mask),
@@ -33,81 +34,85 @@ _ASKS: dict[str, tuple[type, Callable[[Client, Any], Any]]] = {
     "unmask": (wire.UnmaskRequest, Client.unmask),
 }
 
-Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
-
 
 def secagg_mod(
-    policy: Policy, identities: Path | str | None = None, weighted_by_key: str = "num-examples"
+    policy: Policy | None = None,
+    identities: Path | str | None = None,
+    weighted_by_key: str = "num-examples",
+    *,
+    local: Callable[[Context], Node] | None = None,
+    queries: Collection[str] = (),
 ) -> Mod:
     """Make the mod that lets a ClientApp answer under secure aggregation, and only so.
 
     Args:
         policy: The client's floor; it comes with the client's code, never from the server.
         identities: Directory that `provision` wrote, for simulations: a client takes the key of
-            its `partition-id`. Without it the node's own configuration names both files:
-            `secagg-identity` and `secagg-roster`.
+            its `partition-id`. Without it the node's own configuration names the files:
+            `secagg-identity`, `secagg-roster`, and the folder `secagg-state`.
         weighted_by_key: Metric that holds the number of examples.
+        local: In the place of `policy` and `identities`: gives the node's own terms and keys. It
+            must read them from the node's files or `context.node_config`, NEVER from
+            `context.run_config` or a message: those are the server's.
+        queries: Actions of `query` messages that pass to the app; what such a handler answers
+            goes to the server as it is.
 
     Returns:
         A mod for `ClientApp(mods=[...])`; it comes first.
 
     Guarantees:
-        Of `train` and `evaluate` nothing leaves the client but masked words, keys, signatures,
-        shares, names and shapes; an error leaves as one of the fixed codes of `REFUSALS`. A
-        message without secure aggregation is refused. Handlers of `query` messages are the
-        app's own affair and pass.
+        Nothing leaves the client but masked words, keys, signatures, shares, names and shapes; an
+        error leaves as one of the fixed codes of `REFUSALS`. A message without secure
+        aggregation, or of another type, is refused. Once a client has agreed to the terms, what
+        it answers doesn't depend on its update's values: where they can't be summed it sends
+        zeros that weigh nothing, and says why in its own log.
+
+    Raises:
+        ParameterError: Neither a policy nor `local` is given, or both are.
 
     Example:
         >>> from flwr.clientapp import ClientApp
         >>> from secure.aggregation import Policy, plan
         >>> app = ClientApp(mods=[secagg_mod(Policy(plan(10, clip_norm=1.0, error=1e-4)))])
     """
+    if (policy is None) == (local is None) or (local is not None and identities is not None):
+        raise ParameterError("give secagg_mod a policy (and identities), or local, and not both")
     directory = None if identities is None else Path(identities)
 
-    def mod(
-        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
-    ) -> Message:
-        kind = message.metadata.message_type.partition(".")[0]
-        if kind not in ("train", "evaluate"):
-            return call_next(message, context)
-        try:
-            with _client(context, policy, directory) as client:
-                content = _answer(
-                    client, policy, kind, message, context, call_next, weighted_by_key
-                )
-        # The text of an exception may hold data: it stays in this machine's log.
-        except Exception as error:
-            code = refusal(error)
-            log.error(
-                "secure aggregation refused a %s message (%s): %s",
-                kind,
-                code,
-                error,
-                exc_info=code == "client",
-            )
-            return Message(Error(REFUSALS[code], f"secagg: {code}"), reply_to=message)
-        return Message(content, reply_to=message)
+    def node(context: Context) -> Node:
+        if local is not None:
+            return local(context)
+        if policy is None:
+            raise ParameterError("secagg_mod has no policy")
+        return node_of(context.node_config, directory, policy)
 
-    return mod
+    def answer(kind: str, message: Message, context: Context, call_next: CallNext) -> RecordDict:
+        with _client(node(context), context) as (client, floor):
+            return _answer(client, floor, kind, message, context, call_next, weighted_by_key)
+
+    return framed("secagg", log, answer, queries)
 
 
 @contextmanager
-def _client(context: Context, policy: Policy, directory: Path | None) -> Iterator[Client]:
+def _client(node: Node, context: Context) -> Iterator[tuple[Client, Policy]]:
     """Take the client up where the last message left it, and put it down again."""
-    identity, roster = credentials(context.node_config, directory)
     kept = context.state.config_records.get(RECORD)
     array = context.state.array_records.get(WORDS)
-    client = Client(
-        identity,
-        roster,
-        policy,
-        str(context.run_id),
-        SecureRandom(),
-        None if kept is None else ClientState.from_fields(dict(kept)),
-        None if array is None else array["words"].numpy(),
-    )
     try:
-        yield client
+        client = Client(
+            node.identity,
+            node.roster,
+            node.policy,
+            str(context.run_id),
+            SecureRandom(),
+            None if kept is None else ClientState.from_fields(dict(kept)),
+            None if array is None else array["words"].numpy(),
+            spent=node.spent(),
+        )
+    except ParameterError as error:
+        raise KeysError(str(error)) from None
+    try:
+        yield client, node.policy
     except BaseException:
         client.wipe()
         raise
@@ -124,7 +129,7 @@ def _answer(
     kind: str,
     message: Message,
     context: Context,
-    call_next: Callable[[Message, Context], Message],
+    call_next: CallNext,
     weighted_by_key: str,
 ) -> RecordDict:
     record = message.content.config_records.get(RECORD)
@@ -132,6 +137,8 @@ def _answer(
         raise PolicyError("the server asks for a plain answer; this client gives masked ones only")
     flat = dict(record)
     trip = flat.pop("trip", None)
+    if trip == CLOSE:
+        return _close(client, flat)
     if isinstance(trip, str) and trip in _ASKS:
         ask, step = _ASKS[trip]
         return to_records(trip, step(client, wire.from_fields(ask, flat)))
@@ -140,62 +147,57 @@ def _answer(
     setup = wire.Setup.from_fields(flat)
     if setup.kind != kind:
         raise StageError(f"a {setup.kind} session can't be opened by a {kind} message")
+    meta = message.metadata
+    asked = question(message.content, meta.message_type, meta.group_id, context.run_config, RECORD)
+    base = base_of(message.content, kind, policy.update)
+    # Agreed: from here on only a failing app can keep this client from answering.
     client.open(setup)
-    received, reply = ask_app(message, context, call_next, RECORD)
-    vector, layout, weight, metrics = _reply_parts(received, reply, policy, kind, weighted_by_key)
-    words = encode(vector, weight, metrics, policy, SecureRandom())
-    return to_records("advertise", client.advertise(words, layout))
+    reply = _reply(client, base, kind, message, context, call_next, weighted_by_key)
+    words = _words(reply, policy)
+    client.state = replace(client.state, **{f"known_{kind}": reply.layout.to_json()})
+    return to_records("advertise", client.advertise(words, reply.layout, asked))
 
 
-def _reply_parts(
-    received: RecordDict, reply: RecordDict, policy: Policy, kind: str, weighted_by_key: str
-) -> tuple[NDArray[np.floating], Layout, float, dict[str, float]]:
-    """Take the app's reply apart: update, what it holds, examples, metrics."""
-    weight, metrics = only_metrics(reply, weighted_by_key)
-    schemas = {
-        str(config[SCHEMA_KEY]) for config in reply.config_records.values() if SCHEMA_KEY in config
-    }
-    if len(schemas) > 1:
-        raise ParameterError(f"a reply holds one {SCHEMA_KEY}, got {len(schemas)}")
-    arrays: dict[str, NDArray] = {}
-    if kind == "train":
-        arrays = only_arrays(reply, "a train reply")
-        if policy.update == "weights":
-            arrays = difference(arrays, only_arrays(received, "a train message"))
-    vector, shapes = flatten(arrays)
-    return vector, Layout(shapes, tuple(sorted(metrics)), "".join(schemas)), weight, metrics
+def _close(client: Client, flat: dict[str, Any]) -> RecordDict:
+    """Forget the session that the server gives up, if it is this client's."""
+    session = flat.get("session")
+    if not isinstance(session, bytes) or len(session) != SESSION_BYTES:
+        raise IntegrityError("the session to be closed is none")
+    if session == client.state.session:
+        client.wipe()
+    return closing(session)
 
 
-def ask_app(
+def _reply(
+    client: Client,
+    base: Base,
+    kind: str,
     message: Message,
     context: Context,
-    call_next: Callable[[Message, Context], Message],
-    record: str,
-) -> tuple[RecordDict, RecordDict]:
-    """Hand the app its message without the protocol's record: what it got, and what it answered.
-
-    Raises:
-        ParameterError: The app answered with an error.
-    """
-    received = RecordDict({name: each for name, each in message.content.items() if name != record})
-    message.content = received
-    reply = call_next(message, context)
-    if reply.has_error():
-        raise ParameterError("the app answered with an error of its own")
-    return received, reply.content
-
-
-def only_metrics(reply: RecordDict, weighted_by_key: str) -> tuple[float, dict[str, float]]:
-    """Return examples and metrics of a reply that holds one MetricRecord."""
-    records = list(reply.metric_records.values())
-    if len(records) != 1:
-        raise ParameterError(f"a reply holds one MetricRecord, got {len(records)}")
-    return examples_and_metrics(records[0], weighted_by_key)
+    call_next: CallNext,
+    weighted_by_key: str,
+) -> Reply:
+    """Ask the app; where it fails, answer as the last time, with nothing in it."""
+    try:
+        _, content = ask_app(message, context, call_next, RECORD)
+        return reply_of(content, base, weighted_by_key)
+    except Exception as error:
+        text = getattr(client.state, f"known_{kind}")
+        known = Layout.from_json(text) if text else None
+        if known is None or not base.fits(known):
+            raise
+        log.error("the app failed, zeros take its place: %s", error, exc_info=True)
+        return Reply(known, None, 0.0, {})
 
 
-def only_arrays(content: RecordDict, whose: str) -> dict[str, NDArray]:
-    """Return the arrays of a message that holds one ArrayRecord."""
-    records = list(content.array_records.values())
-    if len(records) != 1:
-        raise ParameterError(f"{whose} holds one ArrayRecord, got {len(records)}")
-    return {name: array.numpy() for name, array in records[0].items()}
+def _words(reply: Reply, policy: Policy):
+    """Encode a reply, or zeros where it can't be summed; the reason stays in this log."""
+    rng = SecureRandom()
+    why = reply.why
+    if reply.vector is not None:
+        try:
+            return encode(reply.vector, reply.weight, reply.metrics, policy, rng)
+        except ParameterError as error:
+            why = str(error)
+    log.warning("this client's update is not in the sum, zeros take its place: %s", why)
+    return encode_blank(reply.layout, policy, rng)

@@ -1,22 +1,22 @@
-"""The protocol's messages as Flower's records, and their way through a grid."""
+"""The protocol's messages as Flower's records."""
 
-import time
-from collections.abc import Iterator
 from typing import Any
 
 from secure.aggregation import _messages as wire
-from secure.aggregation._client import StageError
-from secure.errors import IntegrityError, MissingExtraError
+from secure.errors import MissingExtraError
+from secure.flower._arrays import read_array, read_record
+from secure.flower._refusals import StageError
+from secure.flower._sizes import content_bytes
 
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-    from flwr.serverapp import Grid
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
 
 RECORD = "secagg"
 WORDS = "secagg-words"
 SCHEMA_KEY = "schema-hash"
+CLOSE = "close"
 _ANSWERS = {
     "advertise": wire.Advert,
     "share": wire.Dealt,
@@ -24,7 +24,6 @@ _ANSWERS = {
     "commit": wire.Commit,
     "unmask": wire.Reveal,
 }
-_PULL_FIRST_S, _PULL_MOST_S = 0.02, 1.0
 
 
 def to_records(trip: str, message: Any) -> RecordDict:
@@ -36,58 +35,27 @@ def to_records(trip: str, message: Any) -> RecordDict:
     return content
 
 
-def size(message: Message) -> int:
-    """Return the bytes of a message's content, or of its error's reason."""
-    if message.has_error():
-        return len(message.error.reason or "")
-    return _content_bytes(message.content)
-
-
-def _content_bytes(content: RecordDict) -> int:
-    return sum(record.count_bytes() for record in content.values())
+def closing(session: bytes) -> RecordDict:
+    """Return the message that ends a session, and the answer to it."""
+    return RecordDict({RECORD: ConfigRecord({"trip": CLOSE, "session": session})})
 
 
 def upload_bytes(trip: str, message: Any) -> int:
     """Return the bytes of a protocol message as Flower carries it, with its names."""
-    return _content_bytes(to_records(trip, message))
+    return content_bytes(to_records(trip, message))
 
 
 def from_records(trip: str, content: RecordDict) -> Any:
-    """Take exactly one protocol message, and nothing that came along with it."""
-    expected = {RECORD, WORDS} if trip == "mask" else {RECORD}
-    record = content.config_records.get(RECORD)
-    if set(content) != expected or record is None:
-        raise IntegrityError(f"an answer to {trip!r} holds the records {sorted(content)}")
-    flat = dict(record)
+    """Take exactly one protocol message, and nothing that came along with it.
+
+    Raises:
+        IntegrityError: The records are no answer to the trip.
+    """
+    flat = read_record(content, RECORD, (WORDS,) if trip == "mask" else ())
     if flat.pop("trip", None) != trip:
         raise StageError(f"an answer to another trip came during {trip!r}")
     words = None
     if trip == "mask":
-        try:
-            words = content.array_records[WORDS]["words"].numpy()
-        except (KeyError, ValueError, TypeError):
-            raise IntegrityError("a masked vector can't be read") from None
+        record = content.array_records.get(WORDS) or {}
+        words = read_array(record.get("words"), "a masked vector", "u", axes=1)
     return wire.from_fields(_ANSWERS[trip], flat, words)
-
-
-def exchange(
-    grid: Grid, messages: list[Message], timeout_s: float
-) -> Iterator[tuple[int, Message]]:
-    """Send messages and give each answer out as it arrives, with the node it came from."""
-    # A grid that could not push gives None for a message, or no ids at all.
-    pushed = zip(grid.push_messages(messages), messages, strict=False)
-    waiting = {each: message.metadata.dst_node_id for each, message in pushed if each}
-    deadline = time.monotonic() + timeout_s
-    pause = _PULL_FIRST_S
-    while waiting:
-        arrived = False
-        for reply in grid.pull_messages(list(waiting)):
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                arrived = True
-                yield node, reply
-        if not waiting or time.monotonic() > deadline:
-            return
-        if not arrived:
-            time.sleep(pause)
-            pause = min(2 * pause, _PULL_MOST_S)

@@ -45,11 +45,22 @@ def _tail_at_most(
         return True
     if least <= 0:
         return False
-    ways = sum(
-        math.comb(marked, x) * math.comb(population - marked, draws - x)
-        for x in range(least, most + 1)
-    )
-    return (copies * ways) << bits <= math.comb(population, draws)
+    least = max(least, draws - (population - marked))
+    # From one term to the next by a ratio: thousands of binomials of thousands of bits would
+    # let terms with many corrupt members cost minutes.
+    x, whole = least, math.comb(population, draws)
+    term = math.comb(marked, x) * math.comb(population - marked, draws - x)
+    ways = 0
+    while term:
+        ways += term
+        if (copies * ways) << bits > whole:
+            return False
+        x += 1
+        if x > most:
+            break
+        term = term * (marked - x + 1) * (draws - x + 1)
+        term //= x * (population - marked - draws + x)
+    return True
 
 
 def _least_rare(population: int, marked: int, draws: int, copies: int, bits: int) -> int:
@@ -74,7 +85,9 @@ def _threshold(members: int, corrupt: int, dropped: int, k: int, active: bool) -
         cut = _tail_at_most(
             others, min(others, corrupt + dropped), k // 2, k // 2, members, STATISTICAL_SECURITY
         )
-        return rare if cut else None
+        # At least 2, also where nobody is corrupt by assumption: no single member may hold
+        # another one's secrets.
+        return max(rare, 2) if cut else None
     # Never both kinds of share: 2t > (k + 1) + corrupt. Never a cut, even if the server drops
     # whom it likes: beside a run of k/2 that are gone or corrupt, a member has at most
     # k/2 + 1 + (corrupt in the run) neighbours left, which must be below t.
@@ -105,15 +118,31 @@ def degree(members: int, corrupt: int, dropped: int, active: bool) -> Degree | N
         is drawn may try 2^g graphs and so lower σ by g.
     """
     others = members - 1
-    for k in range(2, others, 2):
+
+    def sized(k: int) -> Degree | None:
         # Cheap necessary condition first: too few honest neighbours to reach any threshold.
         threshold = _threshold(members, corrupt, dropped, k, active)
         if threshold is None or threshold > k:
-            continue
+            return None
         # A dropped member's secret comes back from its neighbours alone, without itself.
         if _tail_at_most(others, dropped, k, k + 1 - threshold, members, CORRECTNESS):
             return Degree(k, threshold)
-    return None
+        return None
+
+    # Double up to a safe one and halve, which costs little also where all are large; the tails
+    # jump with k, so that a few smaller ones may be safe too: look at the last quarter in turn.
+    low, high = 0, 2
+    while high < others and sized(high) is None:
+        low, high = high, 2 * high
+    if high >= others:
+        high = others - 1 if others % 2 else others - 2
+        if high <= low or sized(high) is None:
+            return None
+    while high - low > 2:
+        middle = (low + high) // 4 * 2
+        low, high = (middle, high) if sized(middle) is None else (low, middle)
+    start = max(2, high * 3 // 8 * 2)
+    return next(found for k in range(start, high + 1, 2) if (found := sized(k)) is not None)
 
 
 def _order(members: tuple[int, ...], seed: bytes) -> list[int]:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from secure.aggregation._hashing import Part, digest
+from secure._hashing import Part, digest
 from secure.errors import IntegrityError, ParameterError
 from secure.random import SecureRandom
 

@@ -163,8 +163,10 @@ class LocalAggregator:
         keys, roster = identities(len(vectors), self._rng)
         # Every client checks every signature; in one process each has to be computed only once.
         check = cache(verify)
+        # The full weight for each, so that none of the lanes' room is lost to small ones.
+        weight = 1.0 if self.policy.weighting == "uniform" else float(self.policy.max_weight)
         words = {
-            member: encode(vector, 1.0, {}, self.policy, self._rng)
+            member: encode(vector, weight, {}, self.policy, self._rng)
             for member, vector in enumerate(vectors, 1)
         }
         clients = {

@@ -9,13 +9,13 @@ trip 5   UnmaskRequest  →  Reveal         one kind of share for each neighbour
 `to_fields` gives only numbers, text, bytes and lists of them; `from_fields` takes nothing else.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._hashing import digest
+from secure._hashing import digest
 from secure.aggregation._keys import KEY_BYTES, SIGNATURE_BYTES, Identity
 from secure.aggregation._policy import Policy
 from secure.errors import IntegrityError
@@ -23,7 +23,7 @@ from secure.errors import IntegrityError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-VERSION = 1
+VERSION = 2
 NONCE_BYTES = 32
 COMMITMENT_BYTES = 32
 KINDS = ("train", "evaluate")
@@ -85,6 +85,7 @@ class Bundle:
         mask_key: X25519 key that pairwise masks come from; its secret is what is shared.
         commitment: Hash of the seed of the member's own mask.
         layout: Hash of what the member's vector holds; all must agree.
+        question: Hash of what the member was asked: model and configuration; all must agree.
         signature: Ed25519 over all of this and the session.
     """
 
@@ -93,9 +94,10 @@ class Bundle:
     mask_key: bytes
     commitment: bytes
     layout: bytes
+    question: bytes
     signature: bytes
 
-    SIZE = 4 + 4 * KEY_BYTES + SIGNATURE_BYTES
+    SIZE = 4 + 5 * KEY_BYTES + SIGNATURE_BYTES
 
     def signed_text(self, session: bytes) -> bytes:
         """Return what the signature covers."""
@@ -107,6 +109,7 @@ class Bundle:
             self.mask_key,
             self.commitment,
             self.layout,
+            self.question,
         )
 
     @classmethod
@@ -119,27 +122,34 @@ class Bundle:
         mask_key: bytes,
         commitment: bytes,
         layout: bytes,
+        question: bytes,
     ) -> "Bundle":
         """Make a bundle and sign it."""
-        bare = cls(member, channel_key, mask_key, commitment, layout, b"")
-        signature = identity.sign(bare.signed_text(session))
-        return cls(member, channel_key, mask_key, commitment, layout, signature)
+        bare = cls(member, channel_key, mask_key, commitment, layout, question, b"")
+        return replace(bare, signature=identity.sign(bare.signed_text(session)))
 
     def to_bytes(self) -> bytes:
-        """Return the bundle as 196 bytes."""
+        """Return the bundle as 228 bytes."""
         head = self.member.to_bytes(4, "little") + self.channel_key + self.mask_key
-        return head + self.commitment + self.layout + self.signature
+        return head + self.commitment + self.layout + self.question + self.signature
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Bundle":
-        """Rebuild from 196 bytes."""
+        """Rebuild from 228 bytes.
+
+        Raises:
+            IntegrityError: There are more or fewer bytes, or the member is out of range.
+        """
         if len(data) != cls.SIZE:
             raise IntegrityError(f"a key bundle has {cls.SIZE} bytes, got {len(data)}")
-        channel, mask, commitment, layout = (
-            data[start : start + KEY_BYTES] for start in range(4, 132, KEY_BYTES)
+        end = cls.SIZE - SIGNATURE_BYTES
+        channel, mask, commitment, layout, question = (
+            data[start : start + KEY_BYTES] for start in range(4, end, KEY_BYTES)
         )
         member = int.from_bytes(data[:4], "little")
-        return cls(member, channel, mask, commitment, layout, data[132:])
+        if not 0 < member < 1 << 31:
+            raise IntegrityError(f"a member id is in [1, 2^31), got {member}")
+        return cls(member, channel, mask, commitment, layout, question, data[end:])
 
 
 @dataclass(frozen=True)
@@ -293,7 +303,8 @@ def from_fields(cls: type[_M], flat: dict[str, Any], words: NDArray[np.uint64] |
 def _check_names(cls: type, flat: dict[str, Any], expected: set[str]) -> None:
     if set(flat) != expected:
         raise IntegrityError(
-            f"{cls.__name__} has the fields {sorted(map(str, flat))}, expected {sorted(expected)}"
+            f"{cls.__name__} has the fields {sorted(str(each)[:20] for each in flat)[:20]}, "
+            f"expected {sorted(expected)}"
         )
 
 

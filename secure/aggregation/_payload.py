@@ -1,119 +1,43 @@
 """What travels under the mask: the update in lanes, then counts and metrics in whole words.
 
-words = [lanes of the update] [1] [weight] [weight · metric] …
+words = [lanes of the update] [1] [kept] [clipped] [weight] [w · metric, w] …
 
-The words after the lanes are signed fixed-point numbers of 64 bits with 16 bits after the point.
+`kept` is 1 for an update that could be used and 0 for zeros in its place; `clipped` is 1 for one
+that was scaled down; a metric comes with the weight w that it counts with, 0 where it is no number
+in range. The words after the lanes are signed fixed-point numbers of 64 bits with 16 bits after
+the point.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._hashing import digest
 from secure.aggregation._policy import Policy
 from secure.aggregation._rounding import norm_at_most
 from secure.errors import IntegrityError, ParameterError, PeerError
+from secure.flower._layout import WORDS_A_METRIC, Aggregate, Layout
 from secure.random import SecureRandom
 
+__all__ = [
+    "POINT",
+    "Aggregate",
+    "Layout",
+    "clipped",
+    "decode",
+    "encode",
+    "encode_blank",
+    "examples_and_metrics",
+]
+
 POINT = 1 << 16
-MAX_METRIC = float(1 << 15)
-# clients · weight · metric · 2^16 stays below 2^63: 2^11 · 2^20 · 2^15 · 2^16 = 2^62.
-MAX_CLIENTS = 1 << 11
-_COUNT_WORDS = 2
-_WHOLE = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-_DTYPES = ("float16", "float32", "float64", "bool", *_WHOLE)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a vector holds: names, shapes and types, and no value.
-
-    Attributes:
-        arrays: Name, shape and dtype of each array, in the order of the vector.
-        metrics: Names of the metrics, ascending.
-        schema: Schema hash that the app gave its reply, or "".
-
-    Example:
-        >>> Layout((("w", (2, 3), "float32"),), ("loss",)).length
-        6
-    """
-
-    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
-    metrics: tuple[str, ...]
-    schema: str = ""
-
-    @property
-    def length(self) -> int:
-        """Number of values in the update."""
-        return sum(math.prod(shape) for _, shape, _ in self.arrays)
-
-    def words(self, policy: Policy) -> int:
-        """Number of 64-bit words under the mask."""
-        return policy.plan.words(self.length) + _COUNT_WORDS + len(self.metrics)
-
-    @property
-    def digest(self) -> bytes:
-        """Hash that all members of a cohort must share, 32 bytes."""
-        return digest("layout", self.to_json())
-
-    def to_json(self) -> str:
-        """Write canonically."""
-        return json.dumps([self.arrays, self.metrics, self.schema], separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Layout":
-        """Read what `to_json` wrote.
-
-        Raises:
-            IntegrityError: The text is not a layout.
-        """
-        try:
-            arrays, metrics, schema = json.loads(text)
-            layout = cls(
-                tuple((name, tuple(shape), dtype) for name, shape, dtype in arrays),
-                tuple(metrics),
-                schema,
-            )
-            sizes = [size for _, shape, _ in layout.arrays for size in shape]
-            sound = all(type(size) is int and size >= 0 for size in sizes) and all(
-                isinstance(name, str)
-                for name in (
-                    *layout.metrics,
-                    schema,
-                    *(name for name, _, _ in layout.arrays),
-                )
-            )
-            sound = sound and all(dtype in _DTYPES for _, _, dtype in layout.arrays)
-        except (ValueError, TypeError, RecursionError):
-            sound = False
-        if not sound or layout.to_json() != text:  # pyright: ignore[reportPossiblyUnbound]
-            raise IntegrityError("what a client says about its vector is not a layout")
-        return layout  # pyright: ignore[reportPossiblyUnbound]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """The mean of the survivors' updates.
-
-    Attributes:
-        mean: Shape `(length,)`, float64: weighted as the policy says.
-        weight: Sum of the clamped weights.
-        metrics: Mean of each metric, weighted by the clamped number of examples.
-        clients: Members in the sum.
-    """
-
-    mean: NDArray[np.float64]
-    weight: float
-    metrics: dict[str, float]
-    clients: int
 
 
 def clipped(vector: NDArray[np.floating], policy: Policy) -> tuple[float, float]:
-    """Return the factor that brings a vector's L2 norm down to the clip, and a bound on the norm.
+    """Return the factor that brings an update within the policy's clip, and what its reach is.
+
+    The reach bounds every coordinate: the L2 norm under `norm`, else the largest magnitude.
 
     Raises:
         ParameterError: The vector is not one-dimensional or not finite.
@@ -123,33 +47,39 @@ def clipped(vector: NDArray[np.floating], policy: Policy) -> tuple[float, float]
             f"an update is a one-dimensional array of floats, got {vector.ndim} dimensions "
             f"of {vector.dtype}"
         )
-    norm = norm_at_most(vector)
-    if not math.isfinite(norm):
+    if policy.clip == "norm":
+        reach = norm_at_most(vector)
+    else:
+        # A NaN is the maximum of anything that holds one.
+        reach = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
+    if not math.isfinite(reach):
         raise ParameterError("the update holds NaN or Inf; it was not sent")
-    if not policy.clip or norm <= policy.plan.bound:
-        return 1.0, norm
-    # Bits below the quotient, so that no rounding brings factor · norm above the bound.
-    return policy.plan.bound / norm * (1 - 2.0**-50), norm
+    if policy.clip == "none" or reach <= policy.plan.bound:
+        return 1.0, reach
+    # Bits below the quotient, so that no rounding brings factor · reach above the bound.
+    return policy.plan.bound / reach * (1 - 2.0**-50), reach
 
 
 def examples_and_metrics(
     record: Mapping[str, object], weighted_by_key: str
-) -> tuple[float, dict[str, float]]:
-    """Take a reply's numbers apart: the number of examples, and the metrics.
+) -> tuple[float, dict[str, float], list[str]]:
+    """Take a reply's numbers apart.
 
-    Raises:
-        ParameterError: The number of examples is missing, or a metric is not one number.
+    Returns:
+        The number of examples, NaN where there is none; the metrics; and the names of metrics
+        that are lists, which are not sent: their length would be told.
     """
     metrics: dict[str, float] = {}
+    lists = []
     for name, value in record.items():
         if not isinstance(value, int | float):
-            raise ParameterError(
-                f"metric {name!r} is a list, whose length would be told; reply with its mean"
-            )
-        metrics[name] = float(value)
-    if weighted_by_key not in metrics:
-        raise ParameterError(f"a reply's MetricRecord holds {weighted_by_key!r}")
-    return metrics.pop(weighted_by_key), metrics
+            lists.append(name)
+            continue
+        try:
+            metrics[name] = float(value)
+        except OverflowError:
+            metrics[name] = math.inf
+    return metrics.pop(weighted_by_key, math.nan), metrics, lists
 
 
 def _fixed(value: float, rng: SecureRandom) -> int:
@@ -157,6 +87,11 @@ def _fixed(value: float, rng: SecureRandom) -> int:
     scaled = value * POINT
     floor = math.floor(scaled)
     return floor + int(float(rng.uniform(1)[0]) < scaled - floor)
+
+
+def in_range(value: float, policy: Policy) -> bool:
+    """Tell whether a metric can be summed."""
+    return abs(value) <= policy.max_metric
 
 
 def encode(
@@ -171,7 +106,8 @@ def encode(
     Args:
         vector: Update, shape `(length,)`, floating.
         weight: Number of examples, finite and at least 0; clamped at `policy.max_weight`.
-        metrics: Numbers of magnitude up to 2^15, by name.
+        metrics: Numbers by name; one that is not finite, or beyond `policy.max_metric`, is left
+            out of its mean.
         policy: Terms of the sum.
         rng: Source of the rounding.
 
@@ -179,30 +115,42 @@ def encode(
         Words of shape `(layout.words(policy),)`, dtype uint64.
 
     Raises:
-        ParameterError: Something is not finite or out of range; the message names it and gives
-            no value of the update.
+        ParameterError: The update is not finite or out of range, or the weight is no weight; the
+            message gives no value of the update.
     """
-    if policy.plan.clients > MAX_CLIENTS:
-        raise ParameterError(
-            f"counts and metrics are summed for up to {MAX_CLIENTS} clients, "
-            f"the plan allows {policy.plan.clients}"
-        )
     if not (math.isfinite(weight) and weight >= 0):
         raise ParameterError("the number of examples must be finite and at least 0")
-    for name, value in metrics.items():
-        if not abs(value) <= MAX_METRIC:
-            raise ParameterError(
-                f"metric {name!r} is not a number of magnitude up to {MAX_METRIC:g}; "
-                "scale it or leave it out"
-            )
-    clamped = min(float(weight), float(policy.max_weight))
-    factor, norm = clipped(vector, policy)
+    # On the grid of the sum of weights, so that numerator and denominator weigh alike.
+    clamped = round(min(float(weight), float(policy.max_weight)) * POINT) / POINT
+    factor, reach = clipped(vector, policy)
+    counts = [1, int(factor < 1.0)]
     if policy.weighting == "examples":
         factor *= clamped / policy.max_weight
-    counts = [POINT, _fixed(clamped, rng)]
-    counts += [_fixed(clamped * metrics[name], rng) for name in sorted(metrics)]
-    tail = np.array(counts, dtype=np.int64).view(np.uint64)
-    return np.concatenate([policy.plan.encode(vector, rng, factor, norm), tail])
+    lanes = policy.plan.encode(vector, rng, factor, reach)
+    return _joined(lanes, counts, clamped, metrics, policy, rng)
+
+
+def encode_blank(layout: Layout, policy: Policy, rng: SecureRandom) -> NDArray[np.uint64]:
+    """Encode zeros that weigh nothing, for a member that has nothing to add and must not say so."""
+    lanes = policy.plan.encode(np.zeros(layout.length, dtype=np.float32), rng)
+    return _joined(lanes, [0, 0], 0.0, dict.fromkeys(layout.metrics, 0.0), policy, rng)
+
+
+def _joined(
+    lanes: NDArray[np.uint64],
+    counts: list[int],
+    weight: float,
+    metrics: Mapping[str, float],
+    policy: Policy,
+    rng: SecureRandom,
+) -> NDArray[np.uint64]:
+    fixed = [POINT, *(each * POINT for each in counts), round(weight * POINT)]
+    for name in sorted(metrics):
+        sound = in_range(metrics[name], policy)
+        fixed.append(_fixed(weight * metrics[name] if sound else 0.0, rng))
+        fixed.append(round(weight * POINT) if sound else 0)
+    tail = np.array(fixed, dtype=np.int64).view(np.uint64)
+    return np.concatenate([lanes, tail])
 
 
 def decode(words: NDArray[np.uint64], layout: Layout, policy: Policy, clients: int) -> Aggregate:
@@ -216,24 +164,47 @@ def decode(words: NDArray[np.uint64], layout: Layout, policy: Policy, clients: i
 
     Raises:
         IntegrityError: The words don't add up to `clients` updates.
-        PeerError: The weights add up to zero, so that there is no mean.
+        PeerError: No update could be used, or the weights add up to zero, so that there is no mean.
     """
     if len(words) != layout.words(policy):
         raise IntegrityError(f"expected {layout.words(policy)} words, got {len(words)}")
     body = policy.plan.words(layout.length)
-    count, weight, *sums = (int(each) for each in words[body:].view(np.int64))
+    count, kept, cut, weight, *sums = (int(each) for each in words[body:].view(np.int64))
     if count != clients * POINT:
         raise IntegrityError(
             f"the unmasked sum does not count {clients} clients: a client masked or encoded "
             "another vector than the protocol asks for"
         )
-    if not 0 <= weight <= clients * policy.max_weight * POINT or any(
-        abs(each) > clients * policy.max_weight * MAX_METRIC * POINT for each in sums
+    kept, odd = divmod(kept, POINT)
+    cut, odder = divmod(cut, POINT)
+    weighed, shares = sums[::WORDS_A_METRIC], sums[1::WORDS_A_METRIC]
+    if (
+        odd
+        or odder
+        or not 0 <= cut <= kept <= clients
+        or not 0 <= weight <= kept * policy.max_weight * POINT
+        or any(not 0 <= share <= weight for share in shares)
+        or any(
+            abs(each) > share * policy.max_metric + clients
+            for each, share in zip(weighed, shares, strict=True)
+        )
     ):
         raise IntegrityError("the unmasked counts and metrics are out of range")
-    if weight == 0:
-        raise PeerError("the clients' weights add up to zero: there is no mean")
+    divisor = kept if policy.weighting == "uniform" else weight / POINT / policy.max_weight
+    if not divisor:
+        raise PeerError(
+            f"{kept} of {clients} clients had an update that could be used, and the weights add up "
+            "to zero: there is no mean. Why is in the clients' own logs"
+        )
     total = policy.plan.decode(words[:body], layout.length, clients)
-    total /= clients if policy.weighting == "uniform" else weight / POINT / policy.max_weight
-    metrics = {name: each / weight for name, each in zip(layout.metrics, sums, strict=True)}
-    return Aggregate(total, weight / POINT, metrics, clients)
+    total /= divisor
+    metrics = {
+        name: each / share
+        for name, each, share in zip(layout.metrics, weighed, shares, strict=True)
+        if share
+    }
+    partial = tuple(
+        name for name, share in zip(layout.metrics, shares, strict=True) if share < weight
+    )
+    told = weight / POINT if weight else float(kept)
+    return Aggregate(total, told, metrics, clients, kept, cut, partial)

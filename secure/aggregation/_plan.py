@@ -6,7 +6,7 @@ no lane can overflow: clients · (levels − 1) < 2^lane.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class LanePlan:
         levels: Number of levels between −bound and bound, from 2 to 2^31.
         lane: Bits of a lane, one of 16, 21, 32, 64.
         clients: Most clients that are ever summed.
+        max_weight: Largest weight that the error was planned for; None where none was planned.
+            It is not part of what client and server compare.
 
     Guarantees:
         Whatever the clients send, the sum of up to `clients` encoded vectors is exact: an
@@ -47,6 +49,7 @@ class LanePlan:
     levels: int
     lane: int
     clients: int
+    max_weight: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what could overflow."""
@@ -74,12 +77,18 @@ class LanePlan:
         """Bytes on the wire for one value."""
         return 8 / (WORD_BITS // self.lane)
 
-    def rms_error(self, clients: int) -> float:
+    def rms_error(self, clients: int, weight: float = 1.0) -> float:
         """Bound on the root-mean-square error of a coordinate of the mean over `clients`.
 
-        Stochastic rounding at a fraction f of a step has variance f(1−f)·step² ≤ step²/4.
+        Stochastic rounding at a fraction f of a step has variance f(1−f)·step² ≤ step²/4, so the
+        sum of n errs by at most step·√n / 2. What is summed under weights is each update times
+        its weight's share of the largest one, and the mean divides by the sum of the shares.
+
+        Args:
+            clients: Clients in the mean.
+            weight: Mean weight of a client over the largest weight, in (0, 1].
         """
-        return self.step / (2 * math.sqrt(clients))
+        return self.step / (2 * math.sqrt(clients) * weight)
 
     def words(self, length: int) -> int:
         """Return the number of 64-bit words that carry `length` values."""
@@ -165,40 +174,54 @@ class LanePlan:
         return total
 
 
-def plan(clients: int, clip_norm: float, error: float) -> LanePlan:
+def plan(
+    clients: int, clip_norm: float, error: float, max_weight: int = 10_000, examples: float = 1.0
+) -> LanePlan:
     """Pick the narrowest lane that meets an error, and use all of its room.
 
     Args:
         clients: Most clients that are ever summed.
-        clip_norm: L2 norm that every update is clipped to; no coordinate is larger.
+        clip_norm: Bound on an update: on each coordinate, or under `clip="norm"` its L2 norm.
         error: Root-mean-square error of a coordinate of the mean over `clients` that is still
             acceptable, in the update's unit.
+        max_weight: Clamp on a client's number of examples, as in the policy; 1 for uniform
+            weights, which take narrower lanes.
+        examples: Fewest examples that a client has, in the mean over a cohort. The more there
+            are, the narrower the lane; 1 holds for everybody.
 
     Returns:
-        The plan; its `rms_error(clients)` is at most `error`.
+        The plan; its `rms_error(clients, examples / max_weight)` is at most `error`.
 
     Raises:
         ParameterError: A value is out of range, or no lane is fine enough.
 
     Example:
-        >>> chosen = plan(clients=64, clip_norm=1.0, error=1e-5)
+        >>> chosen = plan(clients=64, clip_norm=1.0, error=1e-5, max_weight=1)
         >>> chosen.lane, chosen.levels
         (21, 32768)
+        >>> plan(clients=64, clip_norm=1.0, error=1e-4).bytes_per_parameter
+        4.0
     """
     if not (math.isfinite(error) and error > 0):
         raise ParameterError(f"error must be positive and finite, got {error}")
     if clients < 1:
         raise ParameterError(f"clients must be at least 1, got {clients}")
+    if max_weight < 1 or not (math.isfinite(examples) and examples > 0):
+        raise ParameterError(
+            f"max_weight must be at least 1 and examples positive, got {max_weight} and {examples}"
+        )
+    weight = min(1.0, examples / max_weight)
     for lane in LANES:
         levels = min(MAX_LEVELS, ((1 << lane) - 1) // clients + 1)
         if levels < 2:
             continue
         chosen = LanePlan(clip_norm, levels, lane, clients)
-        if chosen.rms_error(clients) <= error:
-            return chosen
+        if chosen.rms_error(clients, weight) <= error:
+            return replace(chosen, max_weight=max_weight)
     raise ParameterError(
-        f"no lane brings the error of {clients} clients at clip norm {clip_norm:g} down to "
-        f"{error:g}; ask for a larger error or a smaller clip norm"
+        f"no lane brings the error of {clients} clients at clip norm {clip_norm:g} and weights "
+        f"from {examples:g} to {max_weight} down to {error:g}; ask for a larger error, a smaller "
+        "clip norm or max_weight, or say how many examples a client has at least"
     )
 
 
@@ -222,4 +245,4 @@ def integer_plan(clients: int, magnitude: int) -> LanePlan:
     levels = 2 * magnitude + 1
     if not 1 <= magnitude < MAX_LEVELS // 2:
         raise ParameterError(f"magnitude must be in [1, 2^30 - 1], got {magnitude}")
-    return LanePlan(float(magnitude), levels, lane_for(levels, clients), clients)
+    return LanePlan(float(magnitude), levels, lane_for(levels, clients), clients, max_weight=1)

@@ -1,7 +1,6 @@
 """Identity files: written once, out of band, before the federation starts."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from secure.aggregation._keys import Identity, Roster
@@ -71,30 +70,3 @@ def load_identity(path: Path) -> Identity:
         return Identity(bytes.fromhex(path.read_text().strip()))
     except (OSError, ValueError):
         raise ParameterError(f"{path} holds no identity key; make one with provision()") from None
-
-
-def credentials(
-    node_config: Mapping[str, object], directory: Path | None
-) -> tuple[Identity, Roster]:
-    """Read a node's identity and roster from the files that its own configuration names.
-
-    Args:
-        node_config: The node's configuration: `secagg-identity` and `secagg-roster`, or, with a
-            directory, `partition-id`.
-        directory: What `provision` wrote, for simulations.
-
-    Raises:
-        ParameterError: The configuration lacks an entry, or a file is not what it should be.
-    """
-    if directory is not None:
-        partition = node_config.get("partition-id")
-        if type(partition) is not int:
-            raise ParameterError("the node's configuration lacks a partition-id")
-        return load_identity(key_file(directory, partition)), Roster.load(directory / ROSTER_FILE)
-    identity, roster = node_config.get("secagg-identity"), node_config.get("secagg-roster")
-    if not isinstance(identity, str) or not isinstance(roster, str):
-        raise ParameterError(
-            "the node's configuration lacks secagg-identity or secagg-roster; "
-            "start the node with both paths in --node-config"
-        )
-    return load_identity(Path(identity)), Roster.load(Path(roster))

@@ -4,13 +4,14 @@ Nothing here is trusted by the clients. The server's own checks serve robustness
 misbehaves is named and left out, so that it can't spoil the round of the others unseen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure.aggregation import _binding as bind
-from secure.aggregation._client import StageError
 from secure.aggregation._graph import neighbourhoods
 from secure.aggregation._keys import NONCE_BYTES as SEAL_NONCE_BYTES
 from secure.aggregation._keys import TAG_BYTES, Roster, Verify, check_public_key, verify
@@ -33,9 +34,15 @@ from secure.aggregation._payload import Layout
 from secure.aggregation._policy import Policy, Sharing
 from secure.aggregation._shamir import SECRET_BYTES, combine
 from secure.errors import IntegrityError, PeerError, PolicyError, SecureError
+from secure.flower._refusals import StageError
 from secure.random import SecureRandom, add_keystreams
 
+_T = TypeVar("_T", str, bytes)
 SEALED_BYTES = SEAL_NONCE_BYTES + 2 * SECRET_BYTES + TAG_BYTES
+
+
+def _short(layout: str) -> str:
+    return Layout.from_json(layout).digest.hex()[:16]
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Server:
     has no answer received.
 
     Args:
-        policy: Terms of the session.
+        policy: Terms of the session; what they leave open follows from the roster's size, or
+            without a roster from the plan's clients.
         run: Id of the run.
         round_number: Round, from 1.
         kind: `train` or `evaluate`.
@@ -112,6 +120,8 @@ class Server:
         roster: Roster | None = None,
         check: Verify = verify,
     ) -> None:
+        members = policy.plan.clients if roster is None else len(roster.keys)
+        policy = policy.for_roster(members)
         self.setup = Setup(run, round_number, kind, rng.token(NONCE_BYTES), policy)
         self.policy = policy
         self.faults: list[Fault] = []
@@ -192,6 +202,17 @@ class Server:
             self._stage = "abandoned"
             raise PeerError(f"{left} members {what}, {needed} are needed; the round is abandoned")
 
+    def _leave_out(self, what: dict[int, _T], say: Callable[[_T, _T], str]) -> None:
+        """Leave out the members that differ from most, and name them."""
+        values = list(what.values())
+        if not values:
+            return
+        common = max(sorted(set(values)), key=values.count)  # pyright: ignore[reportArgumentType]
+        for member, value in what.items():
+            if value != common:
+                del self._in.bundles[member]
+                self.faults.append(Fault(member, say(value, common)))
+
     def cohorts(self) -> dict[int, Cohort]:
         """Close trip 1: the message of trip 2 by member.
 
@@ -199,17 +220,17 @@ class Server:
             PeerError: Too few clients sent keys.
         """
         self._need("advert")
-        layouts = list(self._in.layouts.values())
-        if layouts:
-            common = max(sorted(set(layouts)), key=layouts.count)
-            for member, layout in list(self._in.layouts.items()):
-                if layout != common:
-                    got = self._in.bundles.pop(member).layout.hex()[:16]
-                    expected = Layout.from_json(common).digest.hex()[:16]
-                    self.faults.append(
-                        Fault(member, f"layout or schema {got}, expected {expected} as the others")
-                    )
-            self._layout = Layout.from_json(common)
+        # What most of them agree on: a client that was asked something else is refused by them.
+        asked = {member: bundle.question for member, bundle in self._in.bundles.items()}
+        self._leave_out(asked, lambda got, common: "was asked something else than the others")
+        self._leave_out(
+            {member: self._in.layouts[member] for member in self._in.bundles},
+            lambda got, common: (
+                f"layout or schema {_short(got)}, expected {_short(common)} as the others"
+            ),
+        )
+        for layout in {self._in.layouts[member] for member in self._in.bundles}:
+            self._layout = Layout.from_json(layout)
         members = tuple(sorted(self._in.bundles))
         try:
             self._sharing = self.policy.sharing(len(members))
@@ -243,7 +264,7 @@ class Server:
         }
 
     def _needed(self) -> int:
-        return max(self._sharing.quorum, self.policy.min_clients)
+        return max(self._sharing.quorum, self.policy.fewest)
 
     def inboxes(self) -> dict[int, Inbox]:
         """Close trip 2: the message of trip 3 by member.

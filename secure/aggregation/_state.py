@@ -1,9 +1,13 @@
 """A client's memory between two trips: small, flat, and emptied as the session goes on."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secure.aggregation._messages import from_fields, to_fields
+from secure.flower._refusals import StageError
+
+_MAX_RUNS = 1_000
 
 
 @dataclass(frozen=True)
@@ -12,14 +16,16 @@ class ClientState:
 
     Attributes:
         stage: `idle`, `opened`, `advertised`, `shared`, `masked` or `committed`.
-        train_round: Last round for which a training session was opened; 0 before any.
-        evaluate_round: The same for evaluation sessions.
+        spent: Last round by run and kind of session, as JSON.
+        known_train: Layout of the last training vector, as JSON.
+        known_evaluate: The same for evaluation.
         session: Hash of the open session.
         terms: Its terms, as JSON.
         channel_secret: X25519 private key that shares are decrypted with.
         mask_seed: Secret behind the pairwise masks.
         self_seed: Secret behind the own mask.
         layout: Hash of what the vector holds.
+        question: Hash of what was asked.
         bundle: The signed bundle that was sent.
         cohort: Hash of all bundles.
         members: Ids of the cohort.
@@ -38,14 +44,16 @@ class ClientState:
     """
 
     stage: str = "idle"
-    train_round: int = 0
-    evaluate_round: int = 0
+    spent: str = ""
+    known_train: str = ""
+    known_evaluate: str = ""
     session: bytes = b""
     terms: str = ""
     channel_secret: bytes = b""
     mask_seed: bytes = b""
     self_seed: bytes = b""
     layout: bytes = b""
+    question: bytes = b""
     bundle: bytes = b""
     cohort: bytes = b""
     members: tuple[int, ...] = ()
@@ -63,8 +71,29 @@ class ClientState:
     survivors: tuple[int, ...] = ()
 
     def wiped(self) -> "ClientState":
-        """Return a state that remembers only which rounds are spent."""
-        return ClientState(train_round=self.train_round, evaluate_round=self.evaluate_round)
+        """Return a state that remembers only which rounds are spent, and names and shapes."""
+        return ClientState(
+            spent=self.spent, known_train=self.known_train, known_evaluate=self.known_evaluate
+        )
+
+    def opened(self, run: str, kind: str, number: int) -> "ClientState":
+        """Return the state with a round spent.
+
+        Raises:
+            StageError: It was spent before.
+        """
+        try:
+            runs = json.loads(self.spent or "{}")
+            last = runs.get(run, {}).get(kind, 0)
+            late = number <= last
+        except (ValueError, AttributeError, TypeError):
+            raise StageError("the count of spent rounds can't be read") from None
+        if late:
+            raise StageError(f"{kind} round {number} is spent: one session a round, in order")
+        if run not in runs and len(runs) >= _MAX_RUNS:
+            raise StageError(f"this client has taken part in {len(runs)} runs, all it remembers")
+        runs.setdefault(run, {})[kind] = number
+        return replace(self, spent=json.dumps(runs, sort_keys=True))
 
     def to_fields(self) -> dict[str, Any]:
         """Flatten into numbers, text, bytes and lists, to be stored on the client's machine."""

@@ -1,26 +1,31 @@
 """The client of an encrypted sum under Flower: a mod."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from secure.aggregation._client import StageError
-from secure.aggregation._flower_client import Mod, ask_app, only_arrays, only_metrics
-from secure.aggregation._payload import Layout
-from secure.aggregation._refusals import REFUSALS, refusal
-from secure.aggregation._tensors import difference, flatten
-from secure.errors import IntegrityError, MissingExtraError, ParameterError, PolicyError
-from secure.he._flower_wire import DECRYPT, ENCRYPT, RECORD, payload_of, to_content
+import numpy as np
+from numpy.typing import NDArray
+
+from secure.aggregation._flower_reply import Base, base_of, metric_record
+from secure.aggregation._payload import Layout, examples_and_metrics
+from secure.errors import MissingExtraError, ParameterError, PolicyError, SecureError
+from secure.flower._arrays import only_arrays
+from secure.flower._frame import CallNext, Mod, ask_app, framed
+from secure.flower._question import question
+from secure.flower._refusals import KeysError
+from secure.flower._tensors import difference, flatten, shapes_of
+from secure.he._flower_state import Counted, HENode
+from secure.he._flower_wire import DECRYPT, ENCRYPT, RECORD, payload_of, to_content, trip_of
 from secure.he.ciphertext import Encrypted
 from secure.he.client import HEClient
 from secure.he.errors import LayoutError
 from secure.he.plans import SumPlan
 from secure.he.policy import HEPolicy, load_key
-from secure.he.wire import require_same_parameters
+from secure.he.wire import Envelope, Kind, require_same_parameters
 
 try:
-    from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+    from flwr.app import Context, Message, RecordDict
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
 
@@ -28,15 +33,25 @@ log = logging.getLogger("secure.he")
 
 
 def he_mod(
-    policy: HEPolicy, key: Path | str | None = None, weighted_by_key: str = "num-examples"
+    policy: HEPolicy | None = None,
+    key: Path | str | None = None,
+    weighted_by_key: str = "num-examples",
+    *,
+    local: Callable[[Context], HENode] | None = None,
+    queries: Collection[str] = (),
 ) -> Mod:
     """Make the mod that lets a ClientApp answer `train` messages with ciphertexts, and only so.
 
     Args:
         policy: The client's floor; it comes with the client's code, never from the server.
         key: File that `provision_key` wrote; None takes the one that the node's configuration
-            names as `he-key`.
+            names as `he-key`, and counts in the folder that it names as `he-state`.
         weighted_by_key: Metric that holds the number of examples.
+        local: In the place of `policy` and `key`: gives the node's own terms and key. It must
+            read them from the node's files or `context.node_config`, NEVER from
+            `context.run_config` or a message: those are the server's.
+        queries: Actions of `query` messages that pass to the app; what such a handler answers
+            goes to the server as it is.
 
     Returns:
         A mod for `ClientApp(mods=[...])`; it comes first.
@@ -44,105 +59,114 @@ def he_mod(
     Guarantees:
         Of `train` nothing leaves the client but ciphertexts, names and shapes, and sums that
         say they hold `policy.quorum` clients, noised: one in each round that this client sent
-        a vector in, and `policy.rounds` in all. Errors leave as fixed codes. `evaluate` is
-        refused. Against a server that lies the sums are no protection: see the module.
+        a vector in, and `policy.rounds` in all. Errors leave as fixed codes. Every other message
+        is refused. An update that can't be summed leaves as zeros that weigh nothing. Against a
+        server that lies the sums are no protection: see the module.
+
+    Raises:
+        ParameterError: Neither a policy nor `local` is given, or both are.
 
     Example:
         >>> from flwr.clientapp import ClientApp
         >>> app = ClientApp(mods=[he_mod(HEPolicy(clients=10, bound=1.0, rounds=6))])
     """
+    if (policy is None) == (local is None) or (local is not None and key is not None):
+        raise ParameterError("give he_mod a policy (and key), or local, and not both")
 
-    def mod(
-        message: Message, context: Context, call_next: Callable[[Message, Context], Message]
-    ) -> Message:
-        kind = message.metadata.message_type.partition(".")[0]
-        if kind not in ("train", "evaluate"):
-            return call_next(message, context)
-        try:
-            if kind != "train":
-                raise PolicyError("evaluation is not carried under encryption")
-            content = _answer(policy, key, message, context, call_next, weighted_by_key)
-        # The text of an exception may hold data: it stays in this machine's log.
-        except Exception as error:
-            code = refusal(error)
-            log.error("refused a %s message (%s): %s", kind, code, error, exc_info=code == "client")
-            return Message(Error(REFUSALS[code], f"he: {code}"), reply_to=message)
-        return Message(content, reply_to=message)
+    def node(context: Context) -> HENode:
+        if local is not None:
+            return local(context)
+        if policy is None:
+            raise ParameterError("he_mod has no policy")
+        place = key if key is not None else context.node_config.get("he-key")
+        if not isinstance(place, str | Path) or not str(place):
+            raise KeysError("the node's configuration lacks he-key, the path of the clients' key")
+        state = context.node_config.get("he-state")
+        return HENode(policy, Path(place), Path(str(state)) if state else None)
 
-    return mod
+    def answer(kind: str, message: Message, context: Context, call_next: CallNext) -> RecordDict:
+        if kind != "train":
+            raise PolicyError("evaluation is not carried under encryption")
+        if RECORD not in message.content.config_records:
+            raise PolicyError(
+                "the server asks for a plain answer; this client gives encrypted ones"
+            )
+        trip, number = trip_of(message.content)
+        mine = node(context)
+        client, counted = _client(mine, context)
+        if trip == DECRYPT:
+            return _decrypt(client, mine.policy, number, message, counted)
+        return _encrypt(
+            client, mine.policy, number, message, context, call_next, counted, weighted_by_key
+        )
+
+    return framed("he", log, answer, queries)
 
 
-def _answer(
+def _client(node: HENode, context: Context) -> tuple[HEClient, Counted]:
+    try:
+        client = load_key(node.key)
+        data = node.key.read_bytes()
+    except (OSError, ParameterError) as error:
+        raise KeysError(str(error)) from None
+    expected = node.policy.params.identity
+    require_same_parameters(client.params.identity, expected, "the clients' key")
+    fingerprint = Envelope.from_bytes(data, Kind.SECRET_KEY).fingerprint
+    return client, Counted(context, node.state, fingerprint)
+
+
+def _encrypt(
+    client: HEClient,
     policy: HEPolicy,
-    key: Path | str | None,
+    number: int,
     message: Message,
     context: Context,
-    call_next: Callable[[Message, Context], Message],
+    call_next: CallNext,
+    counted: Counted,
     weighted_by_key: str,
 ) -> RecordDict:
-    record = message.content.config_records.get(RECORD)
-    if record is None:
-        raise PolicyError("the server asks for a plain answer; this client gives encrypted ones")
-    trip, number = record.get("trip"), record.get("round")
-    if trip not in (ENCRYPT, DECRYPT) or type(number) is not int or number < 1:
-        raise IntegrityError("the server's message names no trip and round of the protocol")
-    place = key if key is not None else context.node_config.get("he-key")
-    if not isinstance(place, str | Path) or not str(place):
-        raise ParameterError("the node's configuration lacks he-key, the path of the clients' key")
-    client = load_key(place)
-    require_same_parameters(client.params.identity, policy.params.identity, "the clients' key")
-    if trip == DECRYPT:
-        return _decrypt(client, policy, number, message, context)
-    state = _State.of(context)
-    if number <= state.sent:
-        raise StageError(f"round {number} is over: this client answered round {state.sent}")
-    received, reply = ask_app(message, context, call_next, RECORD)
-    weight, metrics = only_metrics(reply, weighted_by_key)
-    update = difference(
-        only_arrays(reply, "a train reply"), only_arrays(received, "a train message")
-    )
-    vector, shapes = flatten(update)
-    entries = policy.encode(vector, weight, metrics)
+    meta = message.metadata
+    asked = question(message.content, meta.message_type, meta.group_id, context.run_config, RECORD)
+    base = base_of(message.content, "train", "weights")
+    counted.send(number)
+    _, reply = ask_app(message, context, call_next, RECORD)
+    layout, entries, parameters = _entries(reply, base, policy, weighted_by_key)
+    counted.sized(number, parameters, len(entries))
     encrypted = client.encrypt(entries, SumPlan(policy.params, len(entries)))
-    replace(state, sent=number, parameters=len(vector), length=len(entries)).keep(context)
-    layout = Layout(shapes, tuple(sorted(metrics)))
-    return to_content(ENCRYPT, number, encrypted.to_bytes(), layout.to_json())
+    return to_content(ENCRYPT, number, encrypted.to_bytes(), layout.to_json(), asked)
+
+
+def _entries(
+    reply: RecordDict, base: Base, policy: HEPolicy, weighted_by_key: str
+) -> tuple[Layout, NDArray[np.float64], int]:
+    """Encode a reply, or zeros where it can't be summed; the reason stays in this log."""
+    before = base.arrays or {}
+    weight, metrics, lists = examples_and_metrics(metric_record(reply), weighted_by_key)
+    for name in lists:
+        log.warning("metric %r is a list and is not sent; reply with its mean", name)
+    layout = Layout(shapes_of(before), tuple(sorted(metrics)))
+    try:
+        vector, _ = flatten(difference(only_arrays(reply, "a train reply"), before))
+        return layout, policy.encode(vector, weight, metrics), layout.length
+    except SecureError as error:
+        log.warning("this client's update is not in the sum, zeros take its place: %s", error)
+    zeros = np.zeros(layout.length, dtype=np.float32)
+    blank = policy.encode(zeros, 0.0, dict.fromkeys(metrics, 0.0))
+    return layout, blank, layout.length
 
 
 def _decrypt(
-    client: HEClient, policy: HEPolicy, number: int, message: Message, context: Context
+    client: HEClient, policy: HEPolicy, number: int, message: Message, counted: Counted
 ) -> RecordDict:
     """Decrypt what says that it is the sum of this round, once, and noise it."""
-    state = _State.of(context)
-    if number != state.sent or number == state.answered:
-        raise StageError("a sum is decrypted once, in a round that this client takes part in")
-    if state.released >= policy.rounds:
-        raise PolicyError(f"this client has decrypted {state.released} sums, all it may")
+    parameters, length = counted.vector(number)
     encrypted = Encrypted.from_bytes(payload_of(message.content), policy.params)
-    plan = SumPlan(policy.params, state.length)
+    plan = SumPlan(policy.params, length)
     if not encrypted.is_result or encrypted.plan.tag != plan.tag:
         raise LayoutError("this is no sum of vectors like this client's own")
-    total = client.release(encrypted, policy.release(state.length))[0]
-    if not policy.quorum <= policy.count(total, state.parameters) <= policy.clients:
+    total = client.release(encrypted, policy.release(length))[0]
+    if not policy.quorum <= policy.count(total, parameters) <= policy.clients:
         raise PolicyError("the sum says that it holds too few clients, or too many")
-    replace(state, answered=number, released=state.released + 1).keep(context)
+    # Counted on the disk before a byte of it leaves.
+    counted.release(number, policy.rounds)
     return to_content(DECRYPT, number, total.astype("<f8").tobytes())
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a client remembers between messages; no secret among it."""
-
-    sent: int = 0
-    answered: int = 0
-    released: int = 0
-    parameters: int = 0
-    length: int = 0
-
-    @classmethod
-    def of(cls, context: Context) -> "_State":
-        kept = context.state.config_records.get(RECORD)
-        return cls() if kept is None else cls(**dict(kept))  # pyright: ignore[reportArgumentType]
-
-    def keep(self, context: Context) -> None:
-        context.state.config_records[RECORD] = ConfigRecord(asdict(self))

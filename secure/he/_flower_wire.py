@@ -3,6 +3,7 @@
 import numpy as np
 
 from secure.errors import IntegrityError, MissingExtraError
+from secure.flower._arrays import read_array, read_record
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -13,13 +14,18 @@ RECORD = "he"
 PAYLOAD = "he-payload"
 ENCRYPT, DECRYPT = "encrypt", "decrypt"
 _ARRAY = "bytes"
+_MAX_NUMBER = 1 << 31
 
 
-def to_content(trip: str, number: int, payload: bytes = b"", layout: str = "") -> RecordDict:
+def to_content(
+    trip: str, number: int, payload: bytes = b"", layout: str = "", question: bytes = b""
+) -> RecordDict:
     """Make a message's content."""
     record = ConfigRecord({"trip": trip, "round": number})
     if layout:
         record["layout"] = layout
+    if question:
+        record["question"] = question
     content = RecordDict({RECORD: record})
     if payload:
         array = np.frombuffer(payload, dtype=np.uint8)
@@ -28,21 +34,38 @@ def to_content(trip: str, number: int, payload: bytes = b"", layout: str = "") -
 
 
 def payload_of(content: RecordDict) -> bytes:
-    """Take the bytes out of a message's content."""
-    try:
-        array = content.array_records[PAYLOAD][_ARRAY].numpy()
-    except (KeyError, ValueError, TypeError):
-        raise IntegrityError("the message holds no payload that can be read") from None
-    if array.dtype != np.uint8 or array.ndim != 1:
+    """Take the bytes out of a message's content.
+
+    Raises:
+        IntegrityError: There are none that can be read.
+    """
+    record = content.array_records.get(PAYLOAD) or {}
+    array = read_array(record.get(_ARRAY), "a payload", "u", axes=1)
+    if array.dtype != np.uint8:
         raise IntegrityError("a payload is a row of bytes")
     return array.tobytes()
 
 
-def record_of(content: RecordDict, trip: str, number: int) -> ConfigRecord:
-    """Take exactly one protocol message, and nothing that came along with it."""
-    record = content.config_records.get(RECORD)
-    if set(content) != {RECORD, PAYLOAD} or record is None:
-        raise IntegrityError(f"an answer to {trip!r} holds the records {sorted(content)}")
+def trip_of(content: RecordDict) -> tuple[str, int]:
+    """Return trip and round that a server's message names.
+
+    Raises:
+        IntegrityError: It names none.
+    """
+    record = content.config_records.get(RECORD) or {}
+    trip, number = record.get("trip"), record.get("round")
+    if trip not in (ENCRYPT, DECRYPT) or type(number) is not int or not 0 < number < _MAX_NUMBER:
+        raise IntegrityError("the server's message names no trip and round of the protocol")
+    return str(trip), number
+
+
+def record_of(content: RecordDict, trip: str, number: int) -> dict[str, object]:
+    """Take exactly one protocol message, and nothing that came along with it.
+
+    Raises:
+        IntegrityError: It is another one.
+    """
+    record = read_record(content, RECORD, (PAYLOAD,))
     if record.get("trip") != trip or record.get("round") != number:
         raise IntegrityError(f"an answer to another trip or round came during {trip!r}")
     return record

@@ -13,7 +13,6 @@ ciphertext: a server that lies can have one client's update decrypted. A server 
 and that no client helps, learns the noised sums. Masks (`secure.aggregation`) need neither.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,13 +22,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._flower_wire import exchange, size
-from secure.aggregation._history import RoundRecord, TripRecord
-from secure.aggregation._mean_only import refuse_single_updates
 from secure.aggregation._payload import Aggregate, Layout
-from secure.aggregation._tensors import is_float, restore
-from secure.errors import IntegrityError, MissingExtraError, ParameterError, PeerError, SecureError
-from secure.he._flower_client import he_mod
+from secure.errors import IntegrityError, MissingExtraError, PeerError, PolicyError, SecureError
+from secure.flower._exchange import exchange
+from secure.flower._history import RoundRecord, TripRecord
+from secure.flower._refusals import told
+from secure.flower._sizes import size
+from secure.flower._strategy import DEFAULT_TIMEOUT_S, SummingStrategy
+from secure.flower._tensors import Arrays, is_float, restore, shapes_of
+from secure.he._flower_client import he_mod, log
+from secure.he._flower_state import HENode
 from secure.he._flower_wire import (
     DECRYPT,
     ENCRYPT,
@@ -51,9 +53,7 @@ try:
 except ImportError:
     raise MissingExtraError("flwr", "sim") from None
 
-__all__ = ["DECRYPT", "ENCRYPT", "PAYLOAD", "RECORD", "HESumStrategy", "he_mod"]
-
-log = logging.getLogger("secure.he")
+__all__ = ["DECRYPT", "ENCRYPT", "PAYLOAD", "RECORD", "HENode", "HESumStrategy", "he_mod"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class _Vector:
     """A client's encrypted vector, as it came."""
 
     layout: Layout
+    question: bytes
     fingerprint: bytes
     data: bytes
 
@@ -72,21 +73,31 @@ class _Open:
     number: int
     grid: Grid
     requests: list[Message]
-    arrays: dict[str, NDArray]
+    arrays: Arrays
     opened_at: float
     summed: set[int] = field(default_factory=set)
     refusals: dict[int, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     trips: list[TripRecord] = field(default_factory=list)
 
+    @property
+    def nodes(self) -> set[int]:
+        return {message.metadata.dst_node_id for message in self.requests}
+
     @contextmanager
     def leaving_out(self, node: int) -> Iterator[None]:
         """Leave a node out of the round where its answer is not what it should be."""
         try:
             yield
-        except SecureError as error:
-            self.faults.append(f"node {node}: {error}")
-            log.warning("node %d is left out of the round: %s", node, error)
+        # What a hostile reply can make Flower's records raise is no fixed list.
+        except Exception as error:
+            why = str(error) if isinstance(error, SecureError) else type(error).__name__
+            self.faults.append(f"node {node}: {why}")
+            log.warning("node %d is left out of the round: %s", node, why)
+
+    def refused(self, node: int, reply: Message) -> None:
+        self.refusals[node] = told(reply.error.code)
+        log.warning("node %d refuses: %s", node, self.refusals[node])
 
     def record(self, summed: int, reason: str) -> RoundRecord:
         return RoundRecord(
@@ -98,10 +109,11 @@ class _Open:
             tuple(self.trips),
             self.refusals,
             tuple(self.faults),
+            "examples",
         )
 
 
-class HESumStrategy(Strategy):
+class HESumStrategy(SummingStrategy):
     """Wraps a strategy so that it sees the mean of its clients' replies, and no reply.
 
     The inner strategy gets one reply: the mean of the updates, added to the arrays that were
@@ -119,7 +131,8 @@ class HESumStrategy(Strategy):
     Args:
         strategy: As for `secure.aggregation.flower.SecAggStrategy`.
         policy: Terms of every round.
-        trip_timeout_s: Seconds to wait for a client to decrypt.
+        trip_timeout_s: Seconds to wait for a client to decrypt: what each one that falls silent
+            costs.
 
     Guarantees:
         Against a server that follows the protocol and gets the key from no client: it learns
@@ -127,7 +140,8 @@ class HESumStrategy(Strategy):
         does one that a single client works with.
 
     Raises:
-        PolicyError: The strategy needs single updates.
+        PolicyError: The strategy needs single updates, or has a `start` or a function for metrics
+            of its own, which would never run.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -136,18 +150,13 @@ class HESumStrategy(Strategy):
     """
 
     def __init__(
-        self, strategy: Strategy, policy: HEPolicy, trip_timeout_s: float = 3600.0
+        self, strategy: Strategy, policy: HEPolicy, trip_timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        refuse_single_updates(strategy)
-        self.strategy = strategy
+        super().__init__(strategy, log, RECORD)
         self.policy = policy
-        self.history: list[RoundRecord] = []
         self.noise = 0.0
         self._timeout_s = trip_timeout_s
-        self._weight_key = str(getattr(strategy, "weighted_by_key", "num-examples"))
-        self._array_key = str(getattr(strategy, "arrayrecord_key", "arrays"))
         self._open: _Open | None = None
-        self._spent = 0
 
     def summary(self) -> None:
         """Log the inner strategy's summary and the terms."""
@@ -160,32 +169,37 @@ class HESumStrategy(Strategy):
         """Ask the clients that the inner strategy samples for encrypted updates.
 
         Raises:
-            ParameterError: The model has more parameters than the policy has room for.
+            PolicyError: The model has more parameters than the policy has room for, so few or so
+                many clients can't be summed, or they would be asked different things.
         """
-        before = {name: array.numpy() for name, array in arrays.items()}
-        parameters = sum(array.size for array in before.values() if is_float(array))
-        if parameters >= self.policy.entries:
-            raise ParameterError(
-                f"{parameters} parameters do not fit entries={self.policy.entries}"
-            )
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._open = None
         if not messages:
             return []
-        # A strategy that is started again counts from 1, but a client opens no round twice.
-        self._spent = max(server_round, self._spent + 1)
-        asked = to_content(ENCRYPT, self._spent)
-        requests = [
-            Message(
-                RecordDict({**message.content, **asked}),
-                message.metadata.dst_node_id,
-                message.metadata.message_type,
-                group_id=str(server_round),
-            )
-            for message in messages
-        ]
-        self._open = _Open(self._spent, grid, requests, before, time.perf_counter())
+        impossible = self._checked("train", messages, grid)
+        self._same_question(messages)
+        before = self._sent_arrays(messages)
+        parameters = sum(array.size for array in before.values() if is_float(array))
+        if parameters >= self.policy.entries:
+            raise PolicyError(f"{parameters} parameters do not fit entries={self.policy.entries}")
+        number = self._next("train", server_round)
+        requests = self._requests(messages, server_round, to_content(ENCRYPT, number))
+        session = _Open(number, grid, requests, before, time.perf_counter())
+        if impossible:
+            log.warning("round %d is abandoned: %s", number, impossible)
+            self.history.append(session.record(0, impossible))
+            return []
+        self._open = session
         return requests
+
+    def _refuse_cohort(self, size: int) -> None:
+        if not self.policy.quorum <= size <= self.policy.clients:
+            raise PolicyError(
+                f"{size} clients are no sum of {self.policy.quorum} to {self.policy.clients}"
+            )
+
+    def _foresee_evaluation(self, grid: Grid) -> None:
+        """Nothing is foreseen: no client evaluates."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -196,7 +210,7 @@ class HESumStrategy(Strategy):
             return None, None
         try:
             total, layout = self._add(session, list(replies))
-            mean = self.policy.decode(self._decrypted(session, total), layout, total.count)
+            mean = self.policy.decode(self._decrypted(session, total, layout), layout, total.count)
             reply = self._mean_reply(session, mean, layout)
         except SecureError as error:
             log.warning("round %d is abandoned: %s", session.number, error)
@@ -205,7 +219,7 @@ class HESumStrategy(Strategy):
             return None, None
         self.noise = self.policy.noise(total.plan.length)
         self.history.append(session.record(mean.clients, ""))
-        arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
+        arrays, metrics = self._hand_on(self.strategy.aggregate_train, server_round, reply)
         if arrays is not None:
             # FedAvg's product with a weight would turn the counters into floats.
             for name, old in session.arrays.items():
@@ -231,20 +245,24 @@ class HESumStrategy(Strategy):
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
-                session.refusals[node] = reply.error.reason or str(reply.error.code)
+                session.refused(node, reply)
                 continue
             with session.leaving_out(node):
+                if node in vectors or node not in session.nodes:
+                    raise IntegrityError("an answer that was not asked for, or came twice")
                 vectors[node] = self._vector(session, reply.content)
         if not vectors:
             raise self._too_few(session, replies, arrived)
         # What most agree on, so that one client with another key does not cost the round.
-        kinds = Counter((each.layout, each.fingerprint) for each in vectors.values())
-        (layout, fingerprint), _ = kinds.most_common(1)[0]
+        kinds = Counter((each.layout, each.question, each.fingerprint) for each in vectors.values())
+        (layout, question, fingerprint), _ = kinds.most_common(1)[0]
         total = EncryptedSum(self.policy.params, self.policy.length(layout))
         for node, vector in vectors.items():
             with session.leaving_out(node):
                 if vector.layout != layout:
                     raise LayoutError("a vector of another layout than most")
+                if vector.question != question:
+                    raise IntegrityError("was asked something else than most")
                 require_same_key(vector.fingerprint, fingerprint, "the ciphertext")
                 total.add(vector.data)
                 session.summed.add(node)
@@ -274,17 +292,19 @@ class HESumStrategy(Strategy):
 
     def _vector(self, session: _Open, content: RecordDict) -> _Vector:
         record = record_of(content, ENCRYPT, session.number)
-        layout = Layout.from_json(str(record.get("layout")))
-        self._require_layout(layout, session)
-        data = payload_of(content)
-        return _Vector(layout, Envelope.from_bytes(data, Kind.CIPHERTEXT).fingerprint, data)
-
-    def _require_layout(self, layout: Layout, session: _Open) -> None:
-        ours = tuple((name, each.shape) for name, each in session.arrays.items() if is_float(each))
-        if tuple((name, shape) for name, shape, _ in layout.arrays) != ours:
+        text, question = record.get("layout"), record.get("question")
+        if not isinstance(text, str) or not isinstance(question, bytes) or len(question) != 32:
+            raise IntegrityError("a vector without its layout, or without its question")
+        layout = Layout.from_json(text)
+        if layout.arrays != shapes_of(session.arrays):
             raise IntegrityError("an update of other arrays than the server's model")
+        data = payload_of(content)
+        fingerprint = Envelope.from_bytes(data, Kind.CIPHERTEXT).fingerprint
+        return _Vector(layout, question, fingerprint, data)
 
-    def _decrypted(self, session: _Open, total: EncryptedSum) -> NDArray[np.float64]:
+    def _decrypted(
+        self, session: _Open, total: EncryptedSum, layout: Layout
+    ) -> NDArray[np.float64]:
         """Ask one client; the next one only where nothing was decrypted for the server."""
         payload = total.result().to_bytes()
         sent = upload = tried = answered = 0
@@ -307,13 +327,20 @@ class HESumStrategy(Strategy):
             for node, reply in exchange(session.grid, [ask], self._timeout_s):
                 upload += size(reply)
                 if reply.has_error():
-                    session.refusals[node] = reply.error.reason or str(reply.error.code)
+                    session.refused(node, reply)
                     continue
-                record_of(reply.content, DECRYPT, session.number)
-                data = payload_of(reply.content)
-                if len(data) != 8 * total.plan.length:
-                    raise IntegrityError("a decrypted sum has another length than its ciphertext")
-                values, answered = np.frombuffer(data, dtype="<f8"), 1
+                # A client that answers with garbage has had its turn: the next one is asked.
+                with session.leaving_out(node):
+                    record_of(reply.content, DECRYPT, session.number)
+                    data = payload_of(reply.content)
+                    if len(data) != 8 * total.plan.length:
+                        raise IntegrityError("a decrypted sum of another length")
+                    found = np.frombuffer(data, dtype="<f8")
+                    if not np.isfinite(found).all():
+                        raise IntegrityError("a decrypted sum that is not finite")
+                    if self.policy.count(found, layout.length) != total.count:
+                        raise IntegrityError("a decrypted sum of another number of clients")
+                    values, answered = found, 1
         seconds = time.perf_counter() - start
         session.trips.append(TripRecord(DECRYPT, tried, answered, sent, upload, seconds, 0.0))
         if values is None:

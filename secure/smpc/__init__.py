@@ -10,6 +10,7 @@ from secure.smpc._cost import Cost, predict
 from secure.smpc._handlers import register
 from secure.smpc._leakage import Leakage
 from secure.smpc._query import Query
+from secure.smpc._service import Limits
 from secure.smpc.errors import (
     AccuracyError,
     CalibrationError,
@@ -19,12 +20,13 @@ from secure.smpc.errors import (
     UnsupportedModuleError,
     WireError,
 )
+from secure.smpc.identities import add_client, make_identities, renew
 from secure.smpc.pair import PairResult, infer
 from secure.smpc.parcels import Folder
 from secure.smpc.parties import Answer, Client, Owner
 from secure.smpc.plan import Plan, compile
 from secure.smpc.program import Program, read_program
-from secure.smpc.tls import Identity, connect, listen, make_identities
+from secure.smpc.tls import Identity, connect, listen
 
 __all__ = [
     "AccuracyError",
@@ -38,6 +40,7 @@ __all__ = [
     "Folder",
     "Identity",
     "Leakage",
+    "Limits",
     "MaterialError",
     "Owner",
     "PairResult",
@@ -48,6 +51,7 @@ __all__ = [
     "UnsupportedModuleError",
     "Value",
     "WireError",
+    "add_client",
     "compile",
     "connect",
     "infer",
@@ -56,4 +60,5 @@ __all__ = [
     "predict",
     "read_program",
     "register",
+    "renew",
 ]

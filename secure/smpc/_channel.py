@@ -5,6 +5,7 @@ counts rounds and bytes in the same way; a dead or silent peer is a `PeerError` 
 """
 
 import contextlib
+import math
 import queue
 import select
 import socket
@@ -33,10 +34,13 @@ class Channel:
 
     Attributes:
         traffic: What crossed it so far.
+        peer: What messages call the other end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str = "other party") -> None:
         self.traffic = Traffic()
+        self.peer = peer
+        self._ended = False
         self._sent = 0
         self._received = 0
 
@@ -63,7 +67,12 @@ class Channel:
         return self._run(kind, None, (kind, length), exact=kind != _wire.JSON)
 
     def report(self, message: str) -> None:
-        """Tell the peer, if it still listens, why this side stops; carries no secret."""
+        """Tell the peer why this side stops; carries no secret.
+
+        A peer that went away, fell silent or has itself said why it stops is told nothing.
+        """
+        if self._ended:
+            return
         with contextlib.suppress(Exception):
             self._run(_wire.ERROR, message.encode()[: _wire.MAX_ERROR_BYTES], None)
 
@@ -79,7 +88,11 @@ class Channel:
             out = _wire.header(kind, self._sent, len(body)) + body
             self._sent = (self._sent + 1) & 0xFFFFFFFF
             self.traffic.sent_bytes += len(out)
-        got = self._transfer(out, expect)
+        try:
+            got = self._transfer(out, expect)
+        except PeerError:
+            self._ended = True
+            raise
         if expect is None:
             return got
         if exact and len(got) != expect[1]:
@@ -101,11 +114,16 @@ class Channel:
         self._received = (self._received + 1) & 0xFFFFFFFF
         return kind, length
 
+    def _reported(self, body: bytes | bytearray) -> PeerError:
+        text = bytes(body).decode(errors="replace")
+        printable = "".join(c if c.isprintable() else "?" for c in text)
+        return PeerError(f"the {self.peer} stopped: {printable}")
 
-def _reported(body: bytes | bytearray) -> PeerError:
-    text = bytes(body).decode(errors="replace")
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    return PeerError(f"the other side stopped: {printable}")
+    def _silent(self, timeout_s: float) -> PeerError:
+        return PeerError(f"the {self.peer} was silent for {timeout_s:g} s")
+
+    def _gone(self) -> PeerError:
+        return PeerError(f"the {self.peer} went away")
 
 
 class PairChannel(Channel):
@@ -133,10 +151,10 @@ class PairChannel(Channel):
         try:
             frame = self._inbox.get(timeout=self._timeout_s)
         except queue.Empty:
-            raise PeerError(f"the other party was silent for {self._timeout_s:g} s") from None
+            raise self._silent(self._timeout_s) from None
         if frame is None:
             self._inbox.put(None)
-            raise PeerError("the other party went away")
+            raise self._gone()
         if len(frame) < _wire.HEADER_BYTES:
             raise WireError("the peer sent bytes that are not a frame of this protocol")
         kind, length = self._check_header(frame[: _wire.HEADER_BYTES], expect)
@@ -144,7 +162,7 @@ class PairChannel(Channel):
         if len(body) != length:
             raise WireError("the peer sent a frame whose length is not the one announced")
         if kind == _wire.ERROR:
-            raise _reported(body)
+            raise self._reported(body)
         return body
 
     def close(self) -> None:
@@ -154,18 +172,49 @@ class PairChannel(Channel):
             self._outbox.put(None)
 
 
+def wait_for(sock: socket.socket, writing: bool, timeout_s: float) -> None:
+    """Wait until a socket can be read (or written, too), or for so long."""
+    if not hasattr(select, "poll"):
+        select.select([sock], [sock] if writing else [], [], timeout_s)
+        return
+    # `select` takes no descriptor above 1023, which a process with many links has.
+    waiter = select.poll()
+    waiter.register(sock, select.POLLIN | (select.POLLOUT if writing else 0))
+    waiter.poll(math.ceil(1000 * timeout_s))
+
+
+def _reason(error: Exception) -> str:
+    """Say why a link broke; a refused certificate is told of by an alert."""
+    alert = str(getattr(error, "reason", "") or "")
+    if "CERTIFICATE_EXPIRED" in alert:
+        return "it says that this side's certificate has expired; have it renewed"
+    if "ALERT" in alert and ("CERTIFICATE" in alert or "UNKNOWN_CA" in alert):
+        return "it refuses this side's certificate"
+    return type(error).__name__
+
+
 class SocketChannel(Channel):
     """A link over a connected TLS socket, both directions at once and without threads.
 
     Args:
         sock: Connected, TLS already shaken hands.
         timeout_s: Longest silence of the peer, and longest stall of a send.
+        peer: What messages call the other end.
+        longest_s: The link ends after so long, however busy it is; None for no end.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, timeout_s: float = 60.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        sock: ssl.SSLSocket,
+        timeout_s: float = 60.0,
+        peer: str = "other party",
+        longest_s: float | None = None,
+    ) -> None:
+        super().__init__(peer)
         self._sock = sock
         self._timeout_s = timeout_s
+        self._longest_s = longest_s
+        self._end = math.inf if longest_s is None else time.monotonic() + longest_s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
 
@@ -173,7 +222,7 @@ class SocketChannel(Channel):
         try:
             return self._pump(memoryview(out), expect)
         except (ssl.SSLError, OSError) as error:
-            raise PeerError(f"the link to the other party broke: {type(error).__name__}") from error
+            raise PeerError(f"the link to the {self.peer} broke: {_reason(error)}") from error
 
     def _pump(self, out: memoryview, expect: tuple[int, int] | None) -> bytearray:
         sent, kind = 0, None
@@ -181,6 +230,8 @@ class SocketChannel(Channel):
         got = 0
         last = time.monotonic()
         while sent < len(out) or got < len(into):
+            if time.monotonic() > self._end:
+                raise PeerError(f"the {self.peer} took over {self._longest_s:g} s for one session")
             moved = False
             if got < len(into):
                 count = self._receive_some(memoryview(into)[got:])
@@ -189,7 +240,7 @@ class SocketChannel(Channel):
                     kind, length = self._check_header(bytes(into), expect)
                     into, got = bytearray(length), 0
                 if got == len(into) and kind == _wire.ERROR:
-                    raise _reported(into)
+                    raise self._reported(into)
             if sent < len(out):
                 count = self._send_some(out[sent : sent + _PIECE])
                 sent, moved = sent + count, moved or count > 0
@@ -197,9 +248,8 @@ class SocketChannel(Channel):
                 last = time.monotonic()
                 continue
             if time.monotonic() - last > self._timeout_s:
-                raise PeerError(f"the other party was silent for {self._timeout_s:g} s")
-            writers = [self._sock] if sent < len(out) else []
-            select.select([self._sock], writers, [], min(1.0, self._timeout_s))
+                raise self._silent(self._timeout_s)
+            wait_for(self._sock, sent < len(out), min(1.0, self._timeout_s))
         return into
 
     def _receive_some(self, into: memoryview) -> int:
@@ -208,7 +258,7 @@ class SocketChannel(Channel):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
             return 0
         if count == 0:
-            raise PeerError("the other party went away")
+            raise self._gone()
         return count
 
     def _send_some(self, piece: memoryview) -> int:

@@ -37,7 +37,7 @@ def _constant(
     party: Party, owner: Owner | None, name: str | None, like: Tensor, bits: int
 ) -> Tensor:
     """Return this party's share of a constant of the server's; zero where there is none."""
-    if owner is None or name is None or like.is_meta:
+    if owner is None or name is None:
         return torch.zeros((), dtype=torch.int64, device=like.device)
     return _ring.encode(owner.constants[name], bits)
 

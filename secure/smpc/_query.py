@@ -1,5 +1,6 @@
 """One inference: which program, on how many inputs, and what of its result leaves."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,6 +24,18 @@ MAX_LABELS = 256
 MAX_BATCH = 64
 _LABEL_BITS = 16
 _LENGTH_TOLERANCE = 0.01
+#: Words of one step for one input: a tower of 1,024 tokens takes 2^30.
+_MAX_STEP_WORDS = 1 << 31
+#: What running a damaged program on shapes may raise.
+_UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,  # with it ParameterError
+)
 #: Fraction bits of what is revealed.
 VALUE_BITS = 16
 
@@ -223,17 +236,46 @@ class Requirements:
 
 @lru_cache(maxsize=32)
 def requirements(program: Program, query: Query) -> Requirements:
-    """Count a query's rounds, bytes and correlated randomness without running it."""
+    """Count a query's rounds, bytes and correlated randomness without running it.
+
+    Raises:
+        ParameterError: The program can't answer the query.
+        WireError: The program's operations don't fit together, its output is of another shape than
+            it says, or a step of it takes more memory than any model's.
+    """
     query.check(program)
+    try:
+        return _count(program, query)
+    except _UNFIT as error:
+        raise WireError(
+            f"the program can't be run ({type(error).__name__} on its shapes): it is damaged; "
+            "compile it again, or ask its owner for it again"
+        ) from error
+
+
+def _count(program: Program, query: Query) -> Requirements:
     found = []
     for role in (SERVER, CLIENT):
         weights = meta_weights(program)
         if role == SERVER:
             weights = {k: w if w.dim() == 1 else _ring.SmallMatrix(w) for k, w in weights.items()}
         party = CountingParty(role, weights)
-        answer(program, party, query)
+        # The server's constants count on their shapes too, so that they fit or are refused.
+        owner = Owner({}, _meta_constants(program), {}) if role == SERVER else None
+        executor = Executor(program, party, owner, query.batch)
+        result = executor.run(executor.inputs(None))
+        if result.shape != (query.batch, *program.output_shape):
+            raise ValueError("the output is of another shape than the program says")
+        finish(program, party, query, result)
         found.append(party)
     server, client = found
     if server.items != client.items:
         raise ParameterError("the two parties' randomness differs: this is a bug")
+    words = max((sum(math.prod(p.shape) for p in item.pieces) for item in server.items), default=0)
+    if words > _MAX_STEP_WORDS * query.batch:
+        raise ValueError("one of its steps is far too large")
     return Requirements(tuple(server.items), server.count.traffic, client.count.traffic)
+
+
+def _meta_constants(program: Program) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in program.constants.items()}

@@ -27,7 +27,8 @@ HEADER = struct.Struct("<4sIIQ")
 HEADER_BYTES = HEADER.size
 ROUND, JSON, ERROR, BLOB = 1, 2, 3, 4
 KINDS = (ROUND, JSON, ERROR, BLOB)
-MAX_JSON_BYTES = 1 << 24
+#: Room for 256 labels of 256 characters, each of them escaped.
+MAX_JSON_BYTES = 1 << 20
 MAX_ERROR_BYTES = 1 << 10
 _COUNT = struct.Struct("<H")
 _DESCRIPTOR = struct.Struct("<BB")

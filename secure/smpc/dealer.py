@@ -2,7 +2,7 @@
 
 Two ways to hand it out, ahead of time in files or over mutual TLS while parties run:
 
-    python -m secure.smpc.dealer identities DIR
+    python -m secure.smpc.dealer identities DIR --days 90
     python -m secure.smpc.dealer files PROGRAM.json --out DIR --reveal top --labels 10 --count 5
     python -m secure.smpc.dealer serve PROGRAM.json --identity DIR --port 7301
 
@@ -12,25 +12,25 @@ part in it.
 """
 
 import argparse
-import contextlib
 import socket
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from secure.errors import IntegrityError, ParameterError, SecureError
-from secure.random import KEY_BYTES, SecureRandom
-from secure.smpc import _material, _wire, parcels, tls
-from secure.smpc._channel import SocketChannel
-from secure.smpc._material import CLIENT, SERVER, Material
-from secure.smpc._query import REVEALS, Query, requirements
-from secure.smpc.errors import MaterialError, WireError
-from secure.smpc.parcels import ID_BYTES, SETUP_BYTES, Setup
+from secure.random import SecureRandom
+from secure.smpc import _material, _wire, identities, parcels, tls
+from secure.smpc._channel import Channel
+from secure.smpc._material import CLIENT, SERVER
+from secure.smpc._open_parcels import OpenParcels
+from secure.smpc._query import MAX_LABELS, REVEALS, Query, requirements
+from secure.smpc._remote import MAX_REQUEST_BYTES, Remote, parse_identifier
+from secure.smpc._service import Limits, Log, Service
+from secure.smpc.errors import WireError
+from secure.smpc.parcels import Setup
 from secure.smpc.program import Program, read_program
 
-_MAX_OPEN_PARCELS = 1024
-_ROLE_NUMBERS = {"server": SERVER, "client": CLIENT}
+__all__ = ["Dealer", "Remote", "add_query_arguments", "main", "parse_identifier", "write_files"]
 
 
 def write_files(
@@ -67,79 +67,70 @@ def write_files(
     return [parcels.write_parcel(out, program, query, setup, random).hex() for _ in range(count)]
 
 
-@dataclass
-class _Open:
-    """A parcel whose halves are being handed out."""
-
-    query: Query
-    masters: tuple[bytes, bytes]
-    waiting: set[str]
-
-
 class Dealer:
-    """Deals over the network, each half of each parcel once.
+    """Deals over the network: to a client a parcel of its own, to the server the other half, once.
 
     Args:
         program: The program that it deals for.
         random: Source of secrets.
+        limits: What it gives at once, and of it to one client.
+        lifetime_s: How long a client's half waits for the server's; then neither is given again.
     """
 
-    def __init__(self, program: Program, random: SecureRandom | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        random: SecureRandom | None = None,
+        limits: Limits | None = None,
+        lifetime_s: float = 120.0,
+    ) -> None:
+        random = random or SecureRandom()
         self._program = program
-        self._random = random or SecureRandom()
-        self._setup = Setup.draw(program, self._random)
+        self._limits = limits or Limits()
+        self._setup = Setup.draw(program, random)
         self._masks = self._setup.masks(program)
-        self._open: dict[bytes, _Open] = {}
-        self._given: set[bytes] = set()
-        self._lock = threading.Lock()
+        self.waiting = OpenParcels(random, lifetime_s)
 
-    def _half(self, parcel: bytes, query: Query, role: str) -> tuple[bytes, tuple[bytes, bytes]]:
-        """Return a role's key of a parcel, once, and both keys for dealing."""
-        with self._lock:
-            if parcel in self._given:
-                raise MaterialError(f"the parcel {parcel.hex()[:8]} was used before")
-            entry = self._open.get(parcel)
-            if entry is None:
-                if len(self._open) >= _MAX_OPEN_PARCELS:
-                    raise MaterialError("too many parcels are half handed out")
-                masters = (self._random.token(KEY_BYTES), self._random.token(KEY_BYTES))
-                entry = self._open[parcel] = _Open(query, masters, {"server", "client"})
-            if entry.query != query:
-                raise MaterialError("the two halves were asked for different queries")
-            if role not in entry.waiting:
-                raise MaterialError(f"the parcel {parcel.hex()[:8]} was used before")
-            entry.waiting.discard(role)
-            if not entry.waiting:
-                del self._open[parcel]
-                self._given.add(parcel)
-            return entry.masters[_ROLE_NUMBERS[role]], entry.masters
-
-    def answer(self, channel: SocketChannel, role: str) -> None:
+    def answer(self, channel: Channel, role: str, name: bytes = b"") -> None:
         """Answer one request of a connected party.
+
+        Args:
+            channel: The link.
+            role: The party's role.
+            name: What its certificate is called.
 
         Raises:
             SecureError: The request isn't one, or asks for what was handed out.
         """
-        request = _wire.unpack_json(channel.receive(_wire.MAX_JSON_BYTES, _wire.JSON))
+        request = _wire.unpack_json(channel.receive(MAX_REQUEST_BYTES, _wire.JSON))
         self._program.require(str(request.get("program")))
-        if request.get("ask") == "setup":
-            if role != "server":
-                raise IntegrityError("only the server is given the weight masks")
+        ask = request.get("ask")
+        if ask not in ("setup", "open", "parcel"):
+            raise WireError("the peer asked the dealer for nothing it deals")
+        if role != ("client" if ask == "open" else "server"):
+            raise IntegrityError(
+                "only the server is given the weight masks and its halves, and only a client "
+                "opens parcels"
+            )
+        if ask == "setup":
             channel.send(self._setup.to_bytes(), _wire.BLOB)
             return
-        if request.get("ask") != "parcel":
-            raise WireError("the peer asked the dealer for nothing it deals")
         query = Query.from_wire(request.get("query"))
+        self._limits.check(query)
         query.check(self._program)
+        if ask == "open":
+            parcel, opened = self.waiting.open(query, name)
+            channel.send(self._setup.identifier + parcel + opened.masters[CLIENT], _wire.BLOB)
+            return
         parcel = parse_identifier(request.get("parcel"))
+        channel.send(_wire.pack_json({"setup": self._setup.identifier.hex()}), _wire.JSON)
         if request.get("setup") != self._setup.identifier.hex():
-            raise MaterialError("the parties use another set-up than this dealer's")
-        own, masters = self._half(parcel, query, role)
-        channel.send(own, _wire.BLOB)
-        if role == "server":
-            items = requirements(self._program, query).items
-            for chunk in _material.deal(items, masters, self._masks):
-                channel.send(chunk, _wire.BLOB)
+            return
+        masters = self.waiting.take(parcel, query).masters
+        channel.send(masters[SERVER], _wire.BLOB)
+        items = requirements(self._program, query).items
+        for chunk in _material.deal(items, masters, self._masks):
+            channel.send(chunk, _wire.BLOB)
 
     def serve(
         self,
@@ -147,122 +138,25 @@ class Dealer:
         identity: tls.Identity,
         stop: threading.Event,
         timeout_s: float = 60.0,
+        log: Log = lambda text: None,
     ) -> None:
-        """Answer parties until `stop` is set; each connection in a thread of its own.
+        """Answer parties until `stop` is set; no single one ends or blocks it (see `Limits`).
 
         Args:
             listener: From `tls.listen`.
             identity: The dealer's.
             stop: Set to end.
             timeout_s: Longest silence of a party.
+            log: Called with a line for every request and every refusal; no secret is in it.
         """
-        threads: list[threading.Thread] = []
-        with listener:
-            while not stop.is_set():
-                try:
-                    sock, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                thread = threading.Thread(
-                    target=self._one, args=(sock, identity, timeout_s), daemon=True
-                )
-                thread.start()
-                threads = [each for each in threads if each.is_alive()] + [thread]
-        for thread in threads:
-            thread.join(timeout_s)
 
-    def _one(self, sock: socket.socket, identity: tls.Identity, timeout_s: float) -> None:
-        try:
-            channel, role = tls.accept(sock, identity, ("server", "client"), timeout_s)
-        except SecureError as error:
-            print(f"refused: {error}", file=sys.stderr)  # noqa: T201
-            return
-        try:
-            self.answer(channel, role)
-        except SecureError as error:
-            channel.report(str(error))
-            print(f"stopped: {error}", file=sys.stderr)  # noqa: T201
-        finally:
-            channel.close()
+        def handle(channel: Channel, peer: tls.Peer) -> str:
+            self.answer(channel, peer.role, peer.name)
+            return f"dealt to a {peer.role}"
 
-
-def parse_identifier(value: object) -> bytes:
-    """Read a parcel's or set-up's identifier from the wire.
-
-    Raises:
-        WireError: Not 16 bytes in hexadecimal.
-    """
-    with contextlib.suppress(ValueError, TypeError):
-        # `fromhex` passes over spaces.
-        if isinstance(value, str) and len(value) == 2 * ID_BYTES and value.isalnum():
-            return bytes.fromhex(value)
-    raise WireError("the peer sent an identifier that is not one")
-
-
-class Remote:
-    """A party's material from the dealer's process.
-
-    Args:
-        host: The dealer's host.
-        port: Its port.
-        identity: The party's.
-        timeout_s: Longest silence of the dealer.
-    """
-
-    def __init__(
-        self, host: str, port: int, identity: tls.Identity, timeout_s: float = 60.0
-    ) -> None:
-        if identity.role not in _ROLE_NUMBERS:
-            raise ParameterError("only the server and the client take material")
-        self._host, self._port = host, port
-        self._identity, self._timeout_s = identity, timeout_s
-
-    def _ask(self, request: dict) -> SocketChannel:
-        channel = tls.connect(self._host, self._port, self._identity, "dealer", self._timeout_s)
-        channel.send(_wire.pack_json(request), _wire.JSON)
-        return channel
-
-    def setup(self, program: Program) -> Setup:
-        """Ask for the program's set-up (server only)."""
-        channel = self._ask({"ask": "setup", "program": program.digest})
-        try:
-            setup = Setup.from_bytes(channel.receive(SETUP_BYTES, _wire.BLOB))
-        finally:
-            channel.close()
-        program.require(setup.program)
-        return setup
-
-    def choose(self, program: Program, query: Query) -> bytes:
-        """Draw the identifier of a new parcel (client only)."""
-        return SecureRandom().token(ID_BYTES)
-
-    def claim(self, program: Program, query: Query, setup: bytes, parcel: bytes) -> Material:
-        """Take this party's half of a parcel; derived shares stream in as they are used."""
-        role = _ROLE_NUMBERS[self._identity.role]
-        channel = self._ask(
-            {
-                "ask": "parcel",
-                "program": program.digest,
-                "query": query.to_wire(),
-                "setup": setup.hex(),
-                "parcel": parcel.hex(),
-            }
+        Service(identity, ("server", "client"), handle, self._limits, timeout_s, log).serve(
+            listener, stop
         )
-        try:
-            master = bytes(channel.receive(KEY_BYTES, _wire.BLOB))
-        except BaseException:
-            channel.close()
-            raise
-        items = requirements(program, query).items
-        if role == CLIENT:
-            channel.close()
-            return Material(role, master, items)
-        return Material(
-            role, master, items, lambda count: channel.receive(count, _wire.BLOB), channel.close
-        )
-
-    def discard(self, parcel: bytes) -> None:
-        """Do nothing: every session draws a new identifier."""
 
 
 def add_query_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,12 +167,44 @@ def add_query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _identities(options: argparse.Namespace) -> None:
+    if options.renew:
+        for path in identities.renew(options.folder, options.days):
+            print(path)  # noqa: T201
+    elif options.client is not None:
+        print(identities.add_client(options.folder, options.client, options.days))  # noqa: T201
+    else:
+        identities.make_identities(options.folder, options.days)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if not 1 <= options.timeout <= 1e6:
+        raise ParameterError(f"--timeout is in [1, 1e6] seconds, got {options.timeout}")
+    identity = tls.Identity(options.identity, "dealer")
+    identity.require_valid()
+    limits = Limits(batch=options.max_batch, labels=options.max_labels)
+    dealer = Dealer(read_program(options.program), limits=limits)
+    listener = tls.listen(options.host, options.port)
+    print(f"listening on port {listener.getsockname()[1]}", flush=True)  # noqa: T201
+    dealer.serve(listener, identity, threading.Event(), options.timeout, _say)
+
+
 def main(arguments: list[str] | None = None, name: str = "python -m secure.smpc.dealer") -> int:
     """Run the command line, called by a name; returns 0 done, 2 wrong usage, 3 refused."""
     parser = argparse.ArgumentParser(prog=name)
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("identities", help="make an authority and a certificate a role")
+    make = commands.add_parser(
+        "identities", help="make an authority and a certificate a role; or renew, or add a client"
+    )
     make.add_argument("folder", type=Path)
+    make.add_argument("--days", type=int, default=30, help="how long certificates are valid")
+    more = make.add_mutually_exclusive_group()
+    more.add_argument("--renew", action="store_true", help="issue the certificates anew")
+    more.add_argument("--client", metavar="NAME", help="issue one more client's, into DIR/NAME")
     files = commands.add_parser("files", help="deal inferences into files")
     files.add_argument("program", type=Path)
     files.add_argument("--out", type=Path, required=True)
@@ -289,26 +215,25 @@ def main(arguments: list[str] | None = None, name: str = "python -m secure.smpc.
     serve.add_argument("--identity", type=Path, required=True)
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=7301)
+    serve.add_argument("--max-batch", type=int, default=1, help="most inputs a query")
+    serve.add_argument("--max-labels", type=int, default=MAX_LABELS, help="most labels a query")
+    serve.add_argument("--timeout", type=float, default=60.0, help="longest silence, seconds")
     options = parser.parse_args(arguments)
     try:
         if options.command == "identities":
-            tls.make_identities(options.folder)
+            _identities(options)
         elif options.command == "files":
             query = Query(options.reveal, options.k, options.labels, options.batch)
-            for parcel in write_files(
-                read_program(options.program), query, options.count, options.out
-            ):
+            program = read_program(options.program)
+            for parcel in write_files(program, query, options.count, options.out):
                 print(parcel)  # noqa: T201
         else:
-            dealer = Dealer(read_program(options.program))
-            listener = tls.listen(options.host, options.port)
-            print(f"listening on port {listener.getsockname()[1]}", flush=True)  # noqa: T201
-            dealer.serve(listener, tls.Identity(options.identity, "dealer"), threading.Event())
+            _serve(options)
     except ParameterError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        _say(str(error))
         return 2
     except SecureError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        _say(str(error))
         return 3
     except KeyboardInterrupt:
         return 0

@@ -9,6 +9,7 @@ SecureError
 │   ├── PlanMismatchError        the two parties (or the dealer) hold different programs
 │   └── WireError                bytes from a peer are not a frame that was due
 └── MaterialError                correlated randomness is missing, used up or used before
+    └── SetupChangedError        the dealer has another set-up than this party
 """
 
 from secure.errors import IntegrityError, ParameterError, SecureError
@@ -54,3 +55,7 @@ class WireError(IntegrityError):
 
 class MaterialError(SecureError):
     """Correlated randomness is missing, used up or used before."""
+
+
+class SetupChangedError(MaterialError):
+    """The dealer has another set-up than this party; the owner fetches it again."""

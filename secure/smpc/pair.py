@@ -7,16 +7,31 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from secure.random import KEY_BYTES, SecureRandom
 from secure.smpc import _query
 from secure.smpc._channel import Channel, PairChannel, Traffic
+from secure.smpc._execute import Owner
 from secure.smpc._material import deal_pair, weight_masks
 from secure.smpc._party import Party
 from secure.smpc._query import Query
-from secure.smpc.plan import Plan
+from secure.smpc.program import Program
+
+
+class Compiled(Protocol):
+    """A compiled model, as `secure.smpc.Plan` is one."""
+
+    @property
+    def program(self) -> Program:
+        """The public half."""
+        ...
+
+    def owner(self) -> Owner:
+        """Return the server's secrets in fixed point."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ def run_both(work: Mapping[int, object], channels: tuple[Channel, Channel]) -> l
 
 
 def infer(
-    plan: Plan,
+    plan: Compiled,
     raw: Mapping[str, Tensor],
     query: Query,
     labels: Tensor | None = None,

@@ -1,16 +1,19 @@
 """Correlated randomness on disk: set-ups and parcels, each parcel for one inference and one use.
 
-A parcel is a fixed header (what it is for) and, for the server, the derived shares. Opening one
-first makes a tombstone beside it, exclusively, and then removes the file: a second opening, of a
-copy put back too, is refused.
+A parcel is a fixed header (what it is for), for the server the derived shares, and SHA-256 of all
+that, so that damage is noticed before anything is computed with it. Opening one first makes a
+tombstone beside it, exclusively and durably, and then removes the file: a second opening, of a copy
+put back too, is refused. Whoever puts back an old state of the whole folder, tombstones and all,
+takes that memory away: with both parties' folders restored, masks are used twice.
 """
 
 import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -20,15 +23,16 @@ from secure.errors import ParameterError
 from secure.random import KEY_BYTES, SecureRandom
 from secure.smpc import _material, _wire
 from secure.smpc._material import CLIENT, SERVER, Material
+from secure.smpc._open_parcels import ID_BYTES
 from secure.smpc._query import Query, requirements
-from secure.smpc.errors import MaterialError, PlanMismatchError
+from secure.smpc.errors import MaterialError, PlanMismatchError, SetupChangedError
 from secure.smpc.program import Program
 
-ID_BYTES = 16
 _HEADER = struct.Struct("<4sBB2x32s16s16s32s32sQ")
 _SETUP = struct.Struct("<4s32s16s32s")
-_PARCEL_MAGIC, _SETUP_MAGIC = b"FVMP", b"FVMS"
-_VERSION = 1
+_PARCEL_MAGIC, _SETUP_MAGIC = b"FVMP", b"FVMT"
+_VERSION = 2
+_SUM_BYTES = hashlib.sha256().digest_size
 
 
 def query_digest(query: Query) -> bytes:
@@ -63,25 +67,26 @@ class Setup:
         )
 
     def to_bytes(self) -> bytes:
-        """Encode: secret bytes."""
-        return _SETUP.pack(_SETUP_MAGIC, bytes.fromhex(self.program), self.identifier, self.key)
+        """Encode: secret bytes, and their SHA-256."""
+        data = _SETUP.pack(_SETUP_MAGIC, bytes.fromhex(self.program), self.identifier, self.key)
+        return data + hashlib.sha256(data).digest()
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray) -> "Setup":
         """Decode.
 
         Raises:
-            MaterialError: Not a set-up.
+            MaterialError: Not a set-up, or damaged.
         """
-        if len(data) != _SETUP.size:
+        if len(data) != SETUP_BYTES or bytes(data[:4]) != _SETUP_MAGIC:
             raise MaterialError("this is not a set-up of private inference")
-        magic, program, identifier, key = _SETUP.unpack(data)
-        if magic != _SETUP_MAGIC:
-            raise MaterialError("this is not a set-up of private inference")
+        if hashlib.sha256(data[: _SETUP.size]).digest() != bytes(data[_SETUP.size :]):
+            raise MaterialError("this set-up of private inference is damaged; deal it again")
+        _, program, identifier, key = _SETUP.unpack(data[: _SETUP.size])
         return cls(program.hex(), identifier, key)
 
 
-SETUP_BYTES = _SETUP.size
+SETUP_BYTES = _SETUP.size + _SUM_BYTES
 
 
 class Source(Protocol):
@@ -104,19 +109,48 @@ class Source(Protocol):
         ...
 
 
-def write_secret(path: Path, chunks: Sequence[bytes] | object) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def write_secret(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file that only its owner reads, whole and durably or not at all.
+
+    Raises:
+        ParameterError: It can't be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    with contextlib.suppress(FileNotFoundError):
-        partial.unlink()
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for chunk in chunks:  # type: ignore[union-attr]
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise ParameterError(f"can't write {path}: {error.strerror}") from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the platform can (Windows can't)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _summed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield chunks, and then SHA-256 of them all."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    yield digest.digest()
 
 
 def write_parcel(
@@ -148,7 +182,7 @@ def write_parcel(
             size,
         )
         body = _material.deal(items, masters, setup.masks(program)) if role == SERVER else ()
-        write_secret(folder / name / f"{parcel.hex()}.parcel", (c for c in (head, *body)))
+        write_secret(folder / name / f"{parcel.hex()}.parcel", _summed(chain((head,), body)))
     return parcel
 
 
@@ -174,7 +208,11 @@ class Folder:
         path = self._path / f"{program.digest[:16]}.setup"
         if not path.is_file():
             raise MaterialError("the folder has no set-up for this program; ask the dealer")
-        setup = Setup.from_bytes(path.read_bytes())
+        try:
+            with path.open("rb") as file:
+                setup = Setup.from_bytes(file.read(SETUP_BYTES + 1))
+        except OSError as error:
+            raise MaterialError(f"can't read the set-up {path}: {error.strerror}") from error
         program.require(setup.program)
         return setup
 
@@ -199,8 +237,9 @@ class Folder:
         """Open a parcel, once and for all.
 
         Raises:
-            MaterialError: It was used before, or isn't there.
-            PlanMismatchError: It was dealt for another program, query or set-up.
+            MaterialError: It was used before, isn't there, or is damaged.
+            PlanMismatchError: It was dealt for another program or query.
+            SetupChangedError: It was dealt for another set-up.
         """
         path = self._path / f"{parcel.hex()}.parcel"
         try:
@@ -210,25 +249,27 @@ class Folder:
             why = "was used before" if used else "isn't in the folder"
             raise MaterialError(f"the parcel {parcel.hex()[:8]} {why}") from None
         try:
-            head = _read_header(file)
+            summed = _Summed(file)
+            head = _read_header(summed)
             if (head.role, head.parcel) != (self._role, parcel):
                 raise MaterialError(f"the parcel {parcel.hex()[:8]} is another party's")
-            if (head.program, head.query, head.setup) != (
-                program.digest,
-                query_digest(query),
-                setup,
-            ):
+            if (head.program, head.query) != (program.digest, query_digest(query)):
                 raise PlanMismatchError(
-                    f"the parcel {parcel.hex()[:8]} was dealt for another program, query or set-up"
+                    f"the parcel {parcel.hex()[:8]} was dealt for another program or query"
+                )
+            if head.setup != setup:
+                raise SetupChangedError(
+                    f"the parcel {parcel.hex()[:8]} was dealt for another set-up"
                 )
             items = requirements(program, query).items
             if head.length != (sum(i.dealt_bytes for i in items) if self._role == SERVER else 0):
                 raise MaterialError(f"the parcel {parcel.hex()[:8]} has another length than due")
+            summed.expect(head.length)
             _bury(path)
         except BaseException:
             file.close()
             raise
-        return Material(self._role, head.master, items, file.read, file.close)
+        return Material(self._role, head.master, items, summed.read, file.close)
 
     def discard(self, parcel: bytes) -> None:
         """Bury a parcel whose session has failed: the other half may be spent."""
@@ -238,6 +279,8 @@ class Folder:
 
 @dataclass(frozen=True, repr=False)
 class _Header:
+    """What a parcel is for."""
+
     role: int
     program: str
     setup: bytes
@@ -247,7 +290,40 @@ class _Header:
     length: int
 
 
-def _read_header(file: BinaryIO) -> _Header:
+class _Summed:
+    """Reads a parcel's file, and compares its sum when the last byte that is due has been read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self._left: int | None = None
+
+    def expect(self, length: int) -> None:
+        """Say how much follows before the sum; for nothing it's compared at once."""
+        self._left = length
+        self._finish()
+
+    def read(self, count: int) -> bytes:
+        """Read so many bytes: fewer at the file's end.
+
+        Raises:
+            MaterialError: The disk fails, or the parcel is damaged.
+        """
+        try:
+            data = self._file.read(count)
+        except OSError as error:
+            raise MaterialError(f"can't read a parcel: {error.strerror}") from error
+        self._digest.update(data)
+        if self._left is not None:
+            self._left -= len(data)
+            self._finish()
+        return data
+
+    def _finish(self) -> None:
+        if self._left == 0 and self._file.read(_SUM_BYTES + 1) != self._digest.digest():
+            raise MaterialError("the parcel is damaged; deal more")
+
+
+def _read_header(file: "BinaryIO | _Summed") -> _Header:
     data = file.read(_HEADER.size)
     if len(data) != _HEADER.size:
         raise MaterialError("this is not a parcel of private inference")
@@ -262,12 +338,21 @@ def _tombstone(path: Path) -> Path:
 
 
 def _bury(path: Path) -> None:
-    """Mark a parcel as used, exclusively and durably, then remove it."""
+    """Mark a parcel as used, exclusively and durably, then remove it.
+
+    The tombstone's name is in its folder, so the folder is brought to the disk too.
+    """
     try:
         descriptor = os.open(_tombstone(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_folder(path.parent)
+        path.unlink(missing_ok=True)
     except FileExistsError:
         raise MaterialError(f"the parcel {path.stem[:8]} was used before") from None
-    os.fsync(descriptor)
-    os.close(descriptor)
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    except OSError as error:
+        raise MaterialError(
+            f"can't mark the parcel {path.stem[:8]} as used: {error.strerror}"
+        ) from error

@@ -2,7 +2,8 @@
 
 A connection is one session: the client states program, query and parcel; the owner checks them
 against its policy, sends the masked weights if the client doesn't hold them yet, and both compute.
-Nothing that depends on the input is sent before every check has passed on both sides.
+Nothing that depends on the input is sent before every check has passed on both sides. Several
+clients are answered at once, and none of them ends the service or keeps it from the others.
 """
 
 import socket
@@ -18,11 +19,13 @@ from secure.errors import IntegrityError, ParameterError, PolicyError, SecureErr
 from secure.smpc import _query, _tables, _wire, tls
 from secure.smpc._channel import Channel, Traffic
 from secure.smpc._execute import prepare, require_mapped
+from secure.smpc._material import Material
 from secure.smpc._party import Party
-from secure.smpc._query import Query
-from secure.smpc.dealer import parse_identifier
-from secure.smpc.errors import PlanMismatchError, WireError
-from secure.smpc.parcels import Source
+from secure.smpc._query import Query, requirements
+from secure.smpc._remote import parse_identifier
+from secure.smpc._service import Limits, Log, Service
+from secure.smpc.errors import PlanMismatchError, SetupChangedError, WireError
+from secure.smpc.parcels import Setup, Source
 from secure.smpc.plan import Plan
 from secure.smpc.program import Program
 
@@ -30,12 +33,28 @@ PROTOCOL = 1
 MAX_LABEL_CHARACTERS = 256
 #: Turns label texts into embeddings of length 1: `(labels, width)`.
 EmbedLabels = Callable[[Sequence[str]], Tensor]
-Log = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 
 def _weight_shapes(program: Program) -> list[_wire.Expected]:
     return [(program.weights[name].shape, 64) for name in sorted(program.weights)]
+
+
+def _label_problem(label: object) -> str | None:
+    """Return what is wrong with a label; None where nothing is."""
+    if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_CHARACTERS:
+        return f"a label is a text of 1 to {MAX_LABEL_CHARACTERS} characters"
+    if any("\ud800" <= each <= "\udfff" for each in label):
+        return "a label has half a character (a lone surrogate)"
+    return None
+
+
+@dataclass(frozen=True, repr=False)
+class _Masked:
+    """A set-up and the weights masked with it: D = W − B by name."""
+
+    setup: Setup
+    weights: Mapping[str, Tensor]
 
 
 class Owner:
@@ -47,6 +66,7 @@ class Owner:
         embed_labels: How to embed labels; None where clients may not send any.
         reveals: Which kinds of result it hands out.
         max_k: Longest ranking it hands out.
+        limits: What it gives at once, and of it to one client.
     """
 
     def __init__(
@@ -56,16 +76,40 @@ class Owner:
         embed_labels: EmbedLabels | None = None,
         reveals: tuple[str, ...] = ("top",),
         max_k: int = 1,
+        limits: Limits | None = None,
     ) -> None:
         unknown = set(reveals) - set(_query.REVEALS)
         if unknown:
             raise ParameterError(f"unknown kinds of result: {', '.join(sorted(unknown))}")
         self._plan, self._source, self._embed_labels = plan, source, embed_labels
+        if max_k < 1:
+            raise ParameterError(f"max_k is at least 1, got {max_k}")
         self._reveals, self._max_k = reveals, max_k
+        self._limits = limits or Limits()
         self._secrets = plan.owner()
-        self._setup = source.setup(plan.program)
-        masks = self._setup.masks(plan.program)
-        self._masked = {name: self._secrets.encoded[name] - mask for name, mask in masks.items()}
+        self._lock = threading.Lock()
+        self._embedding = threading.Lock()
+        self._masked = self._mask(source.setup(plan.program))
+
+    def _mask(self, setup: Setup) -> _Masked:
+        masks = setup.masks(self._plan.program)
+        encoded = self._secrets.encoded
+        return _Masked(setup, {name: encoded[name] - mask for name, mask in masks.items()})
+
+    def _claim(self, query: Query, parcel: bytes) -> tuple[_Masked, Material]:
+        """Take this side's half of a parcel; a dealer that was restarted has another set-up."""
+        program, masked = self._plan.program, self._masked
+        try:
+            return masked, self._source.claim(program, query, masked.setup.identifier, parcel)
+        except SetupChangedError:
+            with self._lock:
+                setup = self._source.setup(program)
+                if setup.identifier == masked.setup.identifier:
+                    raise
+                if setup.identifier != self._masked.setup.identifier:
+                    self._masked = self._mask(setup)
+                masked = self._masked
+        return masked, self._source.claim(program, query, masked.setup.identifier, parcel)
 
     def answer(self, channel: Channel) -> None:
         """Answer one client.
@@ -78,30 +122,32 @@ class Owner:
         named = hello.get("program")
         if hello.get("protocol") == PROTOCOL and isinstance(named, str) and named != program.digest:
             # The client is told which program it should hold, and raises the same error.
-            channel.send(_wire.pack_json(self._reply()), _wire.JSON)
+            channel.send(_wire.pack_json(self._reply(self._masked)), _wire.JSON)
         query, labels, parcel = self._check(hello)
         embeddings = None
         if query.labels and self._embed_labels is not None:
-            embeddings = self._embed_labels(labels).detach().to(torch.float64)
-        material = self._source.claim(program, query, self._setup.identifier, parcel)
+            with self._embedding:  # a tokenizer is for one thread at a time
+                embeddings = self._embed_labels(labels).detach().to(torch.float64)
+        masked, material = self._claim(query, parcel)
         try:
-            channel.send(_wire.pack_json(self._reply()), _wire.JSON)
+            # All of it at once: the dealer doesn't wait for this client.
+            material.preload()
+            channel.send(_wire.pack_json(self._reply(masked)), _wire.JSON)
             wanted = _wire.unpack_json(channel.receive(_wire.MAX_JSON_BYTES, _wire.JSON))
             if wanted.get("weights") is True:
                 names = sorted(program.weights)
-                channel.send(_wire.pack([(self._masked[n], 64) for n in names]), _wire.BLOB)
-            material.preload()
+                channel.send(_wire.pack([(masked.weights[n], 64) for n in names]), _wire.BLOB)
             channel.send(_wire.pack_json({"ready": True}), _wire.JSON)
             party = Party(0, channel, material, self._secrets.ready)
             _query.answer(program, party, query, owner=self._secrets, labels=embeddings)
         finally:
             material.close()
 
-    def _reply(self) -> dict:
+    def _reply(self, masked: _Masked) -> dict:
         return {
             "protocol": PROTOCOL,
             "program": self._plan.program.digest,
-            "setup": self._setup.identifier.hex(),
+            "setup": masked.setup.identifier.hex(),
         }
 
     def _check(self, hello: dict) -> tuple[Query, list[str], bytes]:
@@ -116,13 +162,15 @@ class Owner:
             raise PolicyError(f"this owner doesn't reveal {query.reveal!r}")
         if query.reveal == "top" and query.k > self._max_k:
             raise PolicyError(f"this owner ranks at most {self._max_k}, asked for {query.k}")
+        self._limits.check(query)
         query.check(self._plan.program)
         labels = hello.get("labels")
         if not isinstance(labels, list) or len(labels) != query.labels:
             raise WireError("the client sent another number of labels than its query says")
         for label in labels:
-            if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_CHARACTERS:
-                raise WireError(f"a label is a text of 1 to {MAX_LABEL_CHARACTERS} characters")
+            wrong = _label_problem(label)
+            if wrong is not None:
+                raise WireError(wrong)
         if labels and self._embed_labels is None:
             raise PolicyError("this owner embeds no labels")
         if not labels and self._embed_labels is not None and query.reveal != "embedding":
@@ -139,45 +187,24 @@ class Owner:
         timeout_s: float = 60.0,
         log: Log = lambda text: None,
     ) -> None:
-        """Answer clients one after another until `stop` is set.
+        """Answer clients until `stop` is set; no single one ends or blocks it (see `Limits`).
 
         Args:
             listener: From `tls.listen`.
             identity: The server's.
             stop: Set to end.
-            sessions: End after so many connections.
+            sessions: End after so many sessions of clients with a certificate.
             timeout_s: Longest silence of a client.
             log: Called with a line for every session and every refusal; no secret is in it.
         """
-        with listener:
-            while not stop.is_set() and (sessions is None or sessions > 0):
-                try:
-                    sock, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                sessions = None if sessions is None else sessions - 1
-                self._session(sock, identity, timeout_s, log)
 
-    def _session(
-        self, sock: socket.socket, identity: tls.Identity, timeout_s: float, log: Log
-    ) -> None:
-        try:
-            channel, _ = tls.accept(sock, identity, ("client",), timeout_s)
-        except SecureError as error:
-            log(f"refused: {error}")
-            return
-        try:
+        def handle(channel: Channel, peer: tls.Peer) -> str:
             self.answer(channel)
-            log(f"answered a query in {channel.traffic.rounds} rounds")
-        except SecureError as error:
-            channel.report(str(error))
-            log(f"stopped: {error}")
-        except Exception as error:
-            # The peer and the log get the kind alone: a message could quote a value.
-            channel.report("internal error")
-            log(f"stopped: {type(error).__name__}")
-        finally:
-            channel.close()
+            return f"answered a query in {channel.traffic.rounds} rounds"
+
+        Service(identity, ("client",), handle, self._limits, timeout_s, log).serve(
+            listener, stop, sessions
+        )
 
 
 @dataclass(frozen=True)
@@ -227,12 +254,18 @@ class Client:
 
         Raises:
             ParameterError: An input of the wrong size or out of range; nothing was sent.
+            WireError: The program can't be run; nothing was sent.
             PlanMismatchError: The owner serves another program; nothing secret was sent.
             SecureError: The owner, the dealer or the network failed or refused.
         """
         query.check(self._program)
         if len(labels) != query.labels:
             raise ParameterError(f"the query says {query.labels} labels, got {len(labels)}")
+        for label in labels:
+            wrong = _label_problem(label)
+            if wrong is not None:
+                raise ParameterError(f"{wrong}, got {label!r:.80}")
+        requirements(self._program, query)
         require_mapped(self._program, raw)
         for spec in self._program.inputs:
             if len(raw.get(spec.field, ())) != query.batch:

@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from secure.errors import ParameterError
 from secure.random import SecureRandom
 from secure.smpc import _cost, _leakage, _query, _ranges, _ring
+from secure.smpc._arrays import read_archive, read_array
 from secure.smpc._builder import Builder, Value
 from secure.smpc._domains import MARGIN, norm_parameters
 from secure.smpc._execute import Owner
@@ -32,6 +32,7 @@ from secure.smpc.errors import (
     CalibrationWarning,
     PlanMismatchError,
 )
+from secure.smpc.pair import infer
 from secure.smpc.parcels import write_secret
 from secure.smpc.program import Program, read_program
 
@@ -89,15 +90,9 @@ class Plan:
         """
         program = read_program(folder / PUBLIC / PROGRAM_FILE)
         found: dict[str, dict[str, Tensor]] = {"weight": {}, "constant": {}}
-        try:
-            with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
-                for name in arrays.files:
-                    kind, _, key = name.partition(":")
-                    found[kind][key] = torch.from_numpy(arrays[name])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ParameterError(
-                f"{folder} has no {WEIGHTS_FILE} of a compiled model; compile it again"
-            ) from error
+        for name, array in read_archive(folder / WEIGHTS_FILE).items():
+            kind, _, key = name.partition(":")
+            found.setdefault(kind, {})[key] = torch.from_numpy(array)
         shapes = {
             kind: {k: tuple(v.shape) for k, v in part.items()} for kind, part in found.items()
         }
@@ -107,7 +102,7 @@ class Plan:
                 f"{WEIGHTS_FILE} doesn't belong to {PROGRAM_FILE}; compile the model again"
             )
         path = folder / PUBLIC / EMBEDDING_FILE
-        table = torch.from_numpy(np.load(path, allow_pickle=False)) if path.exists() else None
+        table = torch.from_numpy(read_array(path)) if path.exists() else None
         return cls(program, found["weight"], found["constant"], table)
 
     def cost(
@@ -136,8 +131,6 @@ class Plan:
         Raises:
             AccuracyError: It's over `max_abs_error`.
         """
-        from secure.smpc.pair import infer
-
         raw = as_fields(batch)
         rows = len(next(iter(raw.values())))
         parts = []

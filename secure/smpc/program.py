@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from secure.errors import ParameterError
+from secure.smpc import _sound
 from secure.smpc._attention import SoftmaxParameters
 from secure.smpc._norm import NormParameters
 from secure.smpc._series import Series
@@ -273,32 +274,44 @@ class Program:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def to_json(self) -> str:
-        """Return the program as JSON; equal programs give equal text."""
+    def _as_json(self) -> dict:
         value = asdict(self)
         value["version"] = VERSION
         value["operations"] = [{"kind": op.kind, **asdict(op)} for op in self.operations]
-        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return value
+
+    def to_json(self) -> str:
+        """Return the program as JSON, with its digest; equal programs give equal text."""
+        return _canonical({**self._as_json(), "sha256": self.digest})
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the JSON: the program's name."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 of the JSON without this: the program's name."""
+        return hashlib.sha256(_canonical(self._as_json()).encode()).hexdigest()
 
     @classmethod
     def from_json(cls, text: str) -> "Program":
         """Read a program.
 
         Raises:
-            WireError: Not a program of this version.
+            WireError: Not a program of this version, damaged, or out of the bounds of what any
+                model compiles to.
         """
         try:
             value = json.loads(text)
             if value.pop("version") != VERSION:
                 raise WireError(f"the program is not of version {VERSION}; compile it again")
-            return _read(cls, value)
+            stated = value.pop("sha256")
+            program = _read(cls, value)
+            whole = stated == program.digest
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise WireError("this is not a program of private inference") from error
+        if not whole:
+            raise WireError("the program's file is damaged; copy it from its owner again")
+        wrong = _sound.problem(program)
+        if wrong is not None:
+            raise WireError(f"the program can't be run: {wrong}")
+        return program
 
     def require(self, digest: str) -> None:
         """Check the other side's program by its hash.
@@ -319,12 +332,26 @@ def read_program(path: Path) -> Program:
     """Read a program's file.
 
     Raises:
-        ParameterError: No such file, or far too large.
-        WireError: Not a program of this version.
+        ParameterError: No such file, unreadable, or far too large.
+        WireError: Not a program of this version, or damaged.
     """
-    if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
-        raise ParameterError(f"the program's file {path} is missing or too large")
-    return Program.from_json(path.read_text(errors="replace"))
+    if not path.is_file():
+        raise ParameterError(f"the program's file {path} is missing")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ParameterError(f"can't read the program's file {path}: {error.strerror}") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise ParameterError(f"the program's file {path} is too large")
+    try:
+        return Program.from_json(data.decode(errors="replace"))
+    except WireError as error:
+        raise WireError(f"{path}: {error}") from error
+
+
+def _canonical(value: dict) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _read(kind: Any, value: Any) -> Any:

@@ -7,22 +7,21 @@ identifies anyone, so the authority's key is what to guard (keep it off these ma
 
 import contextlib
 import datetime
-import os
+import hashlib
 import socket
 import ssl
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from secure.errors import IntegrityError, ParameterError, PeerError
-from secure.smpc._channel import SocketChannel
+from secure.smpc._channel import SocketChannel, wait_for
+from secure.smpc.identities import AUTHORITY_FILE, ROLES, expiry
 
-ROLES = ("server", "client", "dealer")
-_CLOCK_SLACK = datetime.timedelta(minutes=5)
+_EXPIRED, _NOT_YET = 10, 9  # X.509 verification codes
+_BACKLOG = 64
+_GLANCE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,104 +39,66 @@ class Identity:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ParameterError(f"a role is one of {', '.join(ROLES)}, got {self.role!r}")
-        for name in ("authority.pem", f"{self.role}.pem", f"{self.role}.key"):
+        for name in (AUTHORITY_FILE, f"{self.role}.pem", f"{self.role}.key"):
             if not (self.folder / name).is_file():
                 raise ParameterError(
                     f"the identity folder has no {name}; make it with the dealer's "
                     "`identities` command"
                 )
 
+    def require_valid(self) -> None:
+        """Check that this side's own files can be used today.
+
+        Raises:
+            ParameterError: A file is damaged, the key is another certificate's, or a certificate
+                has expired; the message names it.
+        """
+        for name in (AUTHORITY_FILE, f"{self.role}.pem"):
+            until = expiry(self.folder / name)
+            if until < datetime.datetime.now(datetime.UTC):
+                raise ParameterError(
+                    f"{self.folder / name} expired on {until:%Y-%m-%d}; whoever issued it renews "
+                    "it with: fedvlm infer dealer identities DIR --renew"
+                )
+        self.context(listening=True)
+
     def context(self, listening: bool) -> ssl.SSLContext:
-        """Build the TLS context: 1.3 only, both sides show a certificate."""
+        """Build the TLS context: 1.3 only, both sides show a certificate.
+
+        Raises:
+            ParameterError: A file is damaged, or the key isn't the certificate's.
+        """
         side = ssl.PROTOCOL_TLS_SERVER if listening else ssl.PROTOCOL_TLS_CLIENT
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(self.folder / "authority.pem")
-        context.load_cert_chain(self.folder / f"{self.role}.pem", self.folder / f"{self.role}.key")
+        try:
+            context.load_verify_locations(self.folder / AUTHORITY_FILE)
+            context.load_cert_chain(
+                self.folder / f"{self.role}.pem",
+                self.folder / f"{self.role}.key",
+                password="",  # an encrypted key is an error, not a question on the terminal
+            )
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise ParameterError(
+                f"{self.folder}: {AUTHORITY_FILE}, {self.role}.pem and {self.role}.key can't be "
+                f"used ({getattr(error, 'reason', None) or type(error).__name__}); have them "
+                "issued again"
+            ) from error
         return context
 
 
-def make_identities(folder: Path, days: int = 30) -> None:
-    """Make an authority and one certificate a role, for a test bed or a tutorial.
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end.
 
-    Each party needs `authority.pem` and its own pair of files, and no other's key. The
-    authority's own key is used here and never written.
-
-    Args:
-        folder: Where to write; made if missing. Existing files are not overwritten.
-        days: Validity, 1 to 825.
-
-    Raises:
-        ParameterError: `days` is out of range, or the folder has certificates already.
+    Attributes:
+        role: The role that its certificate names.
+        name: SHA-256 of its certificate: parties that share one are one party.
     """
-    if not 1 <= days <= 825:
-        raise ParameterError(f"a certificate is valid for 1 to 825 days, got {days}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "authority.pem").exists():
-        raise ParameterError("the folder has an authority already; choose another")
-    until = datetime.timedelta(days=days)
-    authority_key = ed25519.Ed25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private inference authority")])
-    authority = (
-        _builder(name, name, authority_key.public_key(), until)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs=True), critical=True)
-        .sign(authority_key, None)
-    )
-    _write(folder / "authority.pem", authority.public_bytes(serialization.Encoding.PEM), 0o644)
-    for role in ROLES:
-        key = ed25519.Ed25519PrivateKey.generate()
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        certificate = (
-            _builder(subject, name, key.public_key(), until)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(role)]), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(_usage(signs=False), critical=True)
-            .sign(authority_key, None)
-        )
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        _write(folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        _write(folder / f"{role}.key", private, 0o600)
 
-
-def _usage(signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _builder(subject, issuer, public_key, until: datetime.timedelta) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SLACK)
-        .not_valid_after(now + until)
-    )
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    role: str
+    name: bytes
 
 
 def _names(sock: ssl.SSLSocket) -> set[str]:
@@ -147,68 +108,138 @@ def _names(sock: ssl.SSLSocket) -> set[str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket (port 0 takes a free one)."""
-    listener = socket.create_server((host, port), backlog=8)
+    """Open a listening socket (port 0 takes a free one).
+
+    Raises:
+        ParameterError: The address is no address of this machine, or in use.
+    """
+    try:
+        listener = socket.create_server((host, port), backlog=_BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ParameterError(f"can't listen on {host}:{port}: {reason}") from error
     listener.settimeout(0.5)
     return listener
 
 
 def accept(
-    sock: socket.socket, identity: Identity, roles: tuple[str, ...], timeout_s: float
-) -> tuple[SocketChannel, str]:
+    sock: socket.socket,
+    identity: Identity,
+    roles: tuple[str, ...],
+    timeout_s: float,
+    handshake_s: float | None = None,
+    longest_s: float | None = None,
+    dropped: threading.Event | None = None,
+) -> tuple[SocketChannel, Peer]:
     """Shake hands with a connected peer and check its role.
 
     Args:
-        sock: From the listener.
+        sock: From the listener; closed where this raises.
         identity: This side's.
         roles: Roles that may connect.
-        timeout_s: For the handshake, and then for every silence.
+        timeout_s: Longest silence of the peer afterwards.
+        handshake_s: For the whole handshake, however slowly bytes come; `timeout_s` without it.
+        longest_s: The link ends after so long.
+        dropped: Set to give up a handshake.
 
     Returns:
-        The link and the peer's role.
+        The link and the peer.
 
     Raises:
-        IntegrityError: The peer has no certificate of this authority for one of the roles.
+        ParameterError: This side's own files can't be used.
+        IntegrityError: The peer has no certificate of this authority for one of the roles, or one
+            that has expired.
         PeerError: The handshake broke or took too long.
     """
+    end = time.monotonic() + (timeout_s if handshake_s is None else handshake_s)
+    wrapped: socket.socket = sock
     try:
-        sock.settimeout(timeout_s)
-        wrapped = identity.context(listening=True).wrap_socket(sock, server_side=True)
+        context = identity.context(listening=True)
+        sock.setblocking(False)
+        wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        _shake_hands(wrapped, end, dropped)
+        names = _names(wrapped)
+        certificate = wrapped.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:
-        sock.close()
-        raise IntegrityError(
-            "a peer without a valid certificate of this authority was refused"
-        ) from error
+        wrapped.close()
+        raise IntegrityError(f"a peer was refused: {_refusal(error)}") from error
     except OSError as error:
-        sock.close()
+        wrapped.close()
         raise PeerError(f"a peer's handshake broke: {type(error).__name__}") from error
-    role = next((each for each in roles if each in _names(wrapped)), None)
+    except BaseException:
+        wrapped.close()
+        raise
+    role = next((each for each in roles if each in names), None)
     if role is None:
         wrapped.close()
         raise IntegrityError(f"a peer's certificate is not for {' or '.join(roles)}: refused")
-    return SocketChannel(wrapped, timeout_s), role
+    peer = Peer(role, hashlib.sha256(certificate).digest())
+    return SocketChannel(wrapped, timeout_s, role, longest_s), peer
 
 
-def connect(host: str, port: int, identity: Identity, role: str, timeout_s: float) -> SocketChannel:
+def _shake_hands(sock: ssl.SSLSocket, end: float, dropped: threading.Event | None) -> None:
+    while dropped is None or not dropped.is_set():
+        try:
+            sock.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            writing = False
+        except ssl.SSLWantWriteError:
+            writing = True
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the handshake took too long")
+        wait_for(sock, writing, min(left, _GLANCE_S))
+    raise ConnectionAbortedError("others came meanwhile")
+
+
+def _refusal(error: ssl.SSLError) -> str:
+    """Say what was wrong with a certificate."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == _EXPIRED:
+            return "its certificate has expired; have it renewed"
+        if error.verify_code == _NOT_YET:
+            return "its certificate isn't valid yet; compare the two machines' clocks"
+        return "its certificate is not of this authority, or for another role"
+    return "it showed no certificate of this authority"
+
+
+def connect(
+    host: str,
+    port: int,
+    identity: Identity,
+    role: str,
+    timeout_s: float,
+    longest_s: float | None = None,
+) -> SocketChannel:
     """Connect to a role's listener.
 
+    Args:
+        host: The listener's host.
+        port: Its port.
+        identity: This side's.
+        role: The role that the listener must have.
+        timeout_s: For the connection, and then for every silence.
+        longest_s: The link ends after so long.
+
     Raises:
+        ParameterError: This side's own files can't be used, or its certificate has expired.
         IntegrityError: The listener's certificate isn't one of this authority for the role.
         PeerError: Nobody listens, or the handshake broke or took too long.
     """
+    identity.require_valid()
+    context = identity.context(listening=False)
     raw = None
     try:
         raw = socket.create_connection((host, port), timeout=timeout_s)
-        wrapped = identity.context(listening=False).wrap_socket(raw, server_hostname=role)
+        wrapped = context.wrap_socket(raw, server_hostname=role)
     except ssl.SSLCertVerificationError as error:
         _close(raw)
-        raise IntegrityError(
-            f"the {role}'s certificate is not of this authority: refused"
-        ) from error
-    except (ssl.SSLError, OSError) as error:
+        raise IntegrityError(f"the {role} was refused: {_refusal(error)}") from error
+    except (OSError, UnicodeError) as error:
         _close(raw)
         raise PeerError(f"no link to the {role}: {type(error).__name__}") from error
-    return SocketChannel(wrapped, timeout_s)
+    return SocketChannel(wrapped, timeout_s, role, longest_s)
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -61,7 +61,7 @@ def measure(clients: int, length: int, dropout: float = 0.1, mode: str = "active
     Every client holds the same update, so that a cohort of a thousand fits into memory; each of
     them encodes and masks for itself, and the sum is decoded and compared.
     """
-    policy = Policy(plan(clients, 1.0, 1e-4), mode=mode)  # pyright: ignore[reportArgumentType]
+    policy = Policy(plan(clients, 1.0, 1e-4, max_weight=1), mode=mode)  # pyright: ignore[reportArgumentType]
     keys, roster = identities(clients, RNG)
     layout = Layout((("update", (length,), "float32"),), ())
     update = np.random.default_rng(length).uniform(-1, 1, length).astype(np.float32)

@@ -124,6 +124,7 @@ def sybil() -> bool:
         _public(),
         first.commitment,
         first.layout,
+        first.question,
     )
     return ours.shares_with([*map(Bundle.from_bytes, _cohort_bytes(ours)), fake])
 
@@ -143,6 +144,7 @@ def repeated_keys() -> bool:
         bundles[2].mask_key,
         bundles[1].commitment,
         bundles[1].layout,
+        bundles[1].question,
     )
     return ours.shares_with(bundles)
 

@@ -331,7 +331,7 @@ def _server(progress: Callable[[str], None]) -> list[Row]:
     count, length, gone = 50, 10_000, [1, 11, 21, 31, 41]
     progress(f"server with {count} clients, {len(gone)} dropouts (the peer takes minutes)")
     vectors = updates(count, length)
-    aggregator = LocalAggregator(Policy(plan(64, 1.0, 1e-5)))
+    aggregator = LocalAggregator(Policy(plan(64, 1.0, 1e-5, max_weight=1)))
 
     def once() -> float:
         timings = Session()

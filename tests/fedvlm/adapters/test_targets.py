@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from fedvlm.adapters import AdapterSpec, attach, load_adapter, merge, save_adapter
 from fedvlm.adapters.spec import DEFAULT_TARGETS
-from fedvlm.adapters.targets import matching, target_pattern, unused
+from fedvlm.adapters.targets import matching, unused
 from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError
 from fedvlm.models import VLM, load_model
 from fedvlm.seeds import ExperimentSeed
@@ -117,6 +118,7 @@ def test_probing_leaves_model_and_generators_alone():
     assert torch.equal(torch.rand(2), expected)
     assert torch.equal(_scores(vlm, "siglip"), before)
     assert not any(m._forward_hooks for m in vlm.modules())
+    assert not any(m.training for m in vlm.modules())
 
 
 def test_an_adapter_from_the_time_before_loads_without_its_unused_part(tmp_path):

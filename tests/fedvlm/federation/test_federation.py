@@ -1,6 +1,8 @@
 """A real Flower federation in process: right sums, right errors, the same at every run."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedvlm.config import config_from
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
+from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.client_app import VECTOR, app
 from fedvlm.federation.protection import secure_policy
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
@@ -66,6 +69,31 @@ def test_result_has_what_outsiders_rely_on(small_run, tmp_path):
     assert Result.load(tmp_path).to_json() == (tmp_path / "result.json").read_text().strip()
 
 
+@pytest.mark.parametrize("adapter", ["lora", "ffa-lora"])
+def test_threads_start_from_the_same_adapter(small_run, adapter):
+    """U5: peft draws from torch's one generator; threads that did so at once all got another A.
+
+    References then differed from run to run, and under FFA-LoRA so did the A that nobody sends.
+    """
+    config = config_from(small_run | {"adapter": adapter})
+    expected = load_task(config)
+    barrier = threading.Barrier(6)
+
+    def frozen(task):
+        pairs = sorted(task.model.vlm.backbone.named_parameters())
+        return np.concatenate([p.detach().numpy().ravel() for name, p in pairs if "lora" in name])
+
+    def build(_):
+        barrier.wait()
+        task = load_task(config)
+        return task.initial, frozen(task)
+
+    with ThreadPoolExecutor(6) as pool:
+        for initial, weights in pool.map(build, range(6)):
+            assert np.array_equal(initial, expected.initial)
+            assert np.array_equal(weights, frozen(expected))
+
+
 def test_references_are_computed_once(small_run, monkeypatch):
     from fedvlm.federation import references
 
@@ -103,12 +131,13 @@ def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
     for changed, message in (
         ({"rounds": 1}, r"rounds was 2, is 1; rounds can be added only"),
         ({"learning_rate": 0.5}, r"learning_rate was 0.008, is 0.5"),
+        ({"rank": 3}, "rank was 2, is 3"),
         ({"clients": 4, "alpha": 2.0}, r"clients was 3, is 4, alpha was 0.3, is 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             simulate(config_from(small_run | {"rounds": 2} | changed), out=tmp_path, resume=True)
     with pytest.raises(IntegrityError, match="another schema"):
-        simulate(config_from(small_run | {"rounds": 2, "rank": 3}), out=tmp_path, resume=True)
+        Checkpoint.load(tmp_path, config, "0" * 64)
     (tmp_path / "checkpoint.npz").write_bytes(b"torn")
     with pytest.raises(IntegrityError, match="is broken"):
         simulate(config, out=tmp_path, resume=True)

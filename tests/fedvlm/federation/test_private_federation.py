@@ -50,6 +50,19 @@ def test_a_round_that_drew_nobody_looks_like_any_other(small_run, tmp_path):
     assert View.from_run(tmp_path, "V2").need("aggregates", "test").shape[0] == 4
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_result_tells_nothing_of_the_pairs_that_no_noise_covers(small_run, asked):
+    """N3: a hash over all private pairs, counts by client, and references without noise."""
+    settings = {**small_run, **CLIENT, "rounds": 1, "reference_epochs": 1}
+    settings.pop("references")
+    result = simulate(config_from(settings | ({"references": True} if asked else {})))
+    assert set(result.data) == {"name", "pairs", "parts", "mean_pairs"}
+    assert result.privacy is not None
+    told = {"local_only", "local_only_best", "central"} if asked else set()
+    assert set(result.privacy["outside_epsilon"]) == told
+    assert (result.summary["central"] is not None) is asked
+
+
 def test_released_noise_is_not_the_seeds(small_run, tmp_path):
     def adapter(name, **changes):
         config = config_from({**small_run, **CLIENT, "rounds": 1, **changes})

@@ -1,7 +1,9 @@
 """`fedvlm infer compile | serve | classify`: inside this process, and as three real ones."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,19 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fedvlm.adapters import AdapterSpec, attach, save_adapter
 from fedvlm.errors import ConfigError, DataError, IntegrityError
-from fedvlm.inference.cli import app
+from fedvlm.inference.cli import _all_labels, app
 from fedvlm.inference.owner import load_compiled, load_owned
 from fedvlm.inference.preparation import read_images, read_preparation
 from fedvlm.models import load_model
 from fedvlm.seeds import ExperimentSeed
 from secure.errors import ParameterError, PeerError
-from secure.smpc import Plan, PlanMismatchError, Query, infer, make_identities
+from secure.smpc import Plan, PlanMismatchError, Query, infer, make_identities, read_program
 from secure.smpc.dealer import write_files
 
 LABELS = ("a red circle", "a green square", "a blue bar")
@@ -121,7 +124,7 @@ def test_images_are_classified_as_in_the_clear(compiled, shapes_folder, tmp_path
         target=command,
         args=(
             *("serve", compiled, "--identity", compiled / "identities", "--port", port),
-            *("--parcels", tmp_path / "server", "--reveal", "scores", "--sessions", 2),
+            *("--parcels", tmp_path / "server", "--reveal", "scores", "--sessions", 1),
         ),
         daemon=True,
     )
@@ -134,7 +137,7 @@ def test_images_are_classified_as_in_the_clear(compiled, shapes_folder, tmp_path
             time.sleep(0.1)
             continue
         break
-    # That probe was a session without a certificate: one image is left.
+    # That probe showed no certificate: it is no session.
     capsys.readouterr()
     command(
         *("classify", paths[0], "--labels", ",".join(LABELS), "--json", "--reveal", "scores"),
@@ -163,6 +166,8 @@ def test_bad_input_is_refused_before_a_link_is_opened(compiled, shapes_folder, t
         ((tmp_path / "none.png", "--labels", "a,b"), DataError, "No such file"),
         ((shapes_folder / "captions.csv", "--labels", "a,b"), DataError, "not an image"),
         ((image, "--labels", "a"), ConfigError, "2 to 256"),
+        ((image,), ConfigError, "2 to 256"),
+        ((image, "--label", "a" * 257, "--label", "b"), ParameterError, "1 to 256 characters"),
         ((image, "--labels", "a,a"), ConfigError, "different"),
         ((image, "--labels", "a,b", "--k", "3"), ParameterError, "at most the 2"),
         ((image, "--labels", "a,b", "--reveal", "embedding"), ConfigError, "top or scores"),
@@ -186,6 +191,40 @@ def test_bad_input_is_refused_before_a_link_is_opened(compiled, shapes_folder, t
     (tmp_path / "public" / "stem.json").write_text('{"stem": "another"}')
     with pytest.raises(ConfigError, match="another image stem"):
         command("classify", image, "--labels", "a,b", *_client(tmp_path, tmp_path, 1))
+
+
+def test_m8_a_label_may_hold_a_comma():
+    assert _all_labels(["a, b"], ["a cat, asleep", "c"]) == ["a", "b", "a cat, asleep", "c"]
+    with pytest.raises(ConfigError, match="commas and all"):
+        _all_labels([], ["a cat, asleep"])
+
+
+def test_m8_damaged_files_of_an_owner_are_one_clear_error(compiled, shapes_folder, tmp_path):
+    folder = tmp_path / "owner"
+    shutil.copytree(compiled, folder)
+    image = read_images([shapes_folder / "images" / "red-circle-filled.png"])
+    draw = random.Random(5)
+    note, processor = folder / "owner.json", folder / "public" / "preprocessor_config.json"
+    for text in ("{}", "[]", "[" * 9999, '{"model": 5, "run": 1, "weights_sha256": "x"}', "\xff"):
+        note.write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match="no compiled model"):
+            load_compiled(folder)
+    whole = json.loads(processor.read_text())
+    odd = (None, -1, 0, "x", [], {}, 1e300, True, {"height": -1, "width": 0})
+    for name in sorted(whole):
+        for value in draw.sample(odd, 3):
+            processor.write_text(json.dumps({**whole, name: value}))
+            with contextlib.suppress(ConfigError):
+                read_preparation(folder / "public")(image)
+    for data in (b"", b"\xff\xfe", json.dumps(whole).encode()[:-9], b"[]", b"5"):
+        processor.write_bytes(data)
+        with pytest.raises(ConfigError, match="preprocessor_config"):
+            read_preparation(folder / "public")(image)
+    processor.unlink()
+    for data in (b"", b"\xff\xfe", b"[" * 9999, b"5"):
+        (folder / "public" / "stem.json").write_bytes(data)
+        with pytest.raises(ConfigError, match=r"stem\.json"):
+            read_preparation(folder / "public")
 
 
 def _run_folder(folder, tiny_clip_folder, spec):
@@ -326,8 +365,8 @@ def test_three_processes_and_their_ends(programs, shapes_folder, tiny_clip_folde
     assert "not of this authority" in errors
     other = programs.folder / "other"
     shutil.copytree(programs.folder / "owner" / "public", other)
-    program = (other / "program.json").read_text().replace('"family":"CLIPModel"', '"family":"X"')
-    (other / "program.json").write_text(program)
+    renamed = replace(read_program(other / "program.json"), family="X")
+    (other / "program.json").write_text(renamed.to_json())
     code, _, errors = programs.run("classify", path, *ask, *links, "--program", other)
     assert code == 3
     assert "different programs" in errors

@@ -58,7 +58,7 @@ class Rig:
         from secure.aggregation import pack
 
         lanes = pack(self.values[member].astype(np.uint64), self.policy.plan.lane)
-        tail = np.array([1 << 16, 1 << 16], dtype=np.uint64)
+        tail = np.array([1 << 16, 1 << 16, 0, 1 << 16], dtype=np.uint64)
         return np.concatenate([lanes, tail])
 
     def advertise(self, member: int, setup=None):

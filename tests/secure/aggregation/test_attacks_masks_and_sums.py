@@ -120,8 +120,7 @@ def test_attack_10_secrets_are_wiped_as_the_session_goes_on(mode):
     for client in rig.clients.values():
         assert client.state.to_fields() == {
             "stage": "idle",
-            "train_round": 1,
-            "evaluate_round": 0,
+            "spent": '{"run": {"train": 1}}',
             "degree": 0,
             "threshold": 0,
             "quorum": 0,

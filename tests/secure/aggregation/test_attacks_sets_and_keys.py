@@ -128,6 +128,7 @@ def test_attack_2_mitm_the_server_signs_with_a_key_of_its_own():
         fresh_public(),
         bundles[2].commitment,
         bundles[2].layout,
+        bundles[2].question,
     )
     bundles[2] = forged
     refuses_cohort(rig, bundles, "member 3 are not signed")
@@ -181,6 +182,7 @@ def colluding(rig: Rig, bundle: Bundle, **keys: bytes) -> Bundle:
         keys.get("mask_key", bundle.mask_key),
         bundle.commitment,
         bundle.layout,
+        bundle.question,
     )
 
 
@@ -215,6 +217,7 @@ def test_attack_2_an_identity_outside_the_roster():
         fresh_public(),
         bundles[0].commitment,
         bundles[0].layout,
+        bundles[0].question,
     )
     refuses_cohort(rig, [*bundles, outsider], "member 50 is not in this client's roster")
 
@@ -376,7 +379,7 @@ def test_attack_4_terms_below_the_floor_are_refused_before_training(terms):
     with pytest.raises(PolicyError):
         rig.clients[1].open(rig.server.setup)
     assert wiped(rig.clients[1])
-    assert rig.clients[1].state.train_round == 0
+    assert rig.clients[1].state.spent == ""
 
 
 def test_attack_4_stricter_terms_are_accepted():

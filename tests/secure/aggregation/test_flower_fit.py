@@ -13,7 +13,7 @@ from tests.secure.aggregation.local_grid import LocalGrid
 from tests.secure.aggregation.plain_app import initial, make_app
 
 NODES = 5
-PLAN = plan(clients=NODES, clip_norm=1.0, error=1e-7)
+PLAN = plan(clients=NODES, clip_norm=1.0, error=1e-7, max_weight=20)
 ALL = {"min_train_nodes": NODES, "min_available_nodes": NODES, "min_evaluate_nodes": NODES}
 
 
@@ -24,7 +24,7 @@ def keys(tmp_path_factory):
 
 
 def policy(**terms) -> Policy:
-    return Policy(**{"plan": PLAN, "corrupt": 0.0, **terms})
+    return Policy(**{"plan": PLAN, "corrupt": 0.0, "weighting": "uniform", **terms})
 
 
 def federate(keys, terms, inner=None, app=None, rounds=2, lose=None, tamper=None, roster=True):
@@ -59,7 +59,7 @@ STRATEGIES = {
     ("name", "mode"), [("FedAvg", "semi-honest"), *((name, "active") for name in STRATEGIES)]
 )
 def test_the_model_is_that_of_plain_aggregation(keys, name, mode):
-    terms = policy(mode=mode, weighting="examples", max_weight=20)
+    terms = policy(mode=mode, weighting="examples")
     result, wrapped, _ = federate(keys, terms, STRATEGIES[name](), rounds=3)
     plain = STRATEGIES[name]().start(LocalGrid(make_app(), NODES), initial(), num_rounds=3)
     # FedAdam and its kind divide by a root of the update, which blows its rounding up.
@@ -173,8 +173,8 @@ def test_history_counts_the_bytes_and_seconds_of_every_trip(keys):
     assert all(trip.sent == trip.answered == NODES for trip in train.trips)
     assert all(trip.wall_s > 0 and trip.server_s > 0 for trip in train.trips)
     assert train.upload_bytes == sum(trip.upload_bytes for trip in train.trips)
-    # 9 values, count, weight and one metric in 64-bit words; the rest is names and the receipt.
-    words = PLAN.words(9) + 3
+    # 9 values, four counts and one metric in 64-bit words; the rest is names and the receipt.
+    words = PLAN.words(9) + 6
     mask = train.trips[2]
     assert NODES * 8 * words < mask.upload_bytes < NODES * (8 * words + 400)
 

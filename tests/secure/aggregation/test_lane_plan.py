@@ -63,22 +63,32 @@ def test_the_lanes_of_the_literature(levels, clients, lane, size):
     assert LanePlan(1.0, levels, lane, clients).bytes_per_parameter == size
 
 
-@given(st.integers(1, 2000), st.floats(1e-3, 1e3), st.floats(1e-8, 1e-1))
-def test_a_plan_keeps_its_promise_or_is_refused(clients, clip_norm, relative):
+@given(
+    st.integers(1, 2000),
+    st.floats(1e-3, 1e3),
+    st.floats(1e-8, 1e-1),
+    st.integers(1, 1 << 20),
+    st.floats(1e-2, 1e6),
+)
+def test_s10_a_plan_keeps_its_promise_or_is_refused(clients, clip_norm, relative, most, examples):
+    """S10: also under weights, whose largest one the lanes have to hold."""
     error = clip_norm * relative
+    weight = min(1.0, examples / most)
     try:
-        chosen = plan(clients, clip_norm, error)
+        chosen = plan(clients, clip_norm, error, most, examples)
     except ParameterError:
         # Even the finest plan there is would miss the error.
         levels = min(1 << 31, ((1 << 64) - 1) // clients + 1)
-        assert LanePlan(clip_norm, levels, 64, clients).rms_error(clients) > error
+        assert LanePlan(clip_norm, levels, 64, clients).rms_error(clients, weight) > error
         return
-    assert chosen.rms_error(clients) <= error
+    assert chosen.rms_error(clients, weight) <= error
     assert clients * (chosen.levels - 1) < 1 << chosen.lane
-    narrower = [lane for lane in LANES if lane < chosen.lane]
-    for lane in narrower:
+    for lane in [lane for lane in LANES if lane < chosen.lane]:
         levels = ((1 << lane) - 1) // clients + 1
-        assert levels < 2 or LanePlan(clip_norm, levels, lane, clients).rms_error(clients) > error
+        assert (
+            levels < 2
+            or LanePlan(clip_norm, levels, lane, clients).rms_error(clients, weight) > error
+        )
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])

@@ -12,7 +12,8 @@ class TestSemiHonest(AggregatorContract):
     MODE = "semi-honest"
 
     def make(self, clients, length, bound):
-        return LocalAggregator(Policy(plan(clients, bound, bound * 1e-4), mode=self.MODE))
+        lanes = plan(clients, bound, bound * 1e-4, max_weight=1)
+        return LocalAggregator(Policy(lanes, mode=self.MODE))
 
 
 class TestActive(TestSemiHonest):

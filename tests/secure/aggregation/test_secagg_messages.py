@@ -1,11 +1,13 @@
 """Keys and messages: published vectors, framing, and what a parser refuses."""
 
+from dataclasses import replace
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from secure._hashing import digest
 from secure.aggregation import Identity, Policy, Roster, plan, save_identity
 from secure.aggregation import load_identity as load
-from secure.aggregation._hashing import digest
 from secure.aggregation._keys import agree, derive, seal, unseal, verify
 from secure.aggregation._messages import (
     Bundle,
@@ -90,14 +92,16 @@ def test_framing_keeps_different_parts_apart():
 
 def test_a_setup_survives_its_flat_form_and_binds_everything():
     setup = Setup("run", 3, "train", bytes(32), POLICY)
-    assert Setup.from_fields(setup.to_fields()) == setup
+    back = Setup.from_fields(setup.to_fields())
+    assert back.session == setup.session
+    assert back == replace(setup, terms=POLICY.for_roster(POLICY.plan.clients))
     sessions = {
         setup.session,
         Setup("other", 3, "train", bytes(32), POLICY).session,
         Setup("run", 4, "train", bytes(32), POLICY).session,
         Setup("run", 3, "evaluate", bytes(32), POLICY).session,
         Setup("run", 3, "train", bytes([1] * 32), POLICY).session,
-        Setup("run", 3, "train", bytes(32), Policy(plan=POLICY.plan, min_clients=4)).session,
+        Setup("run", 3, "train", bytes(32), Policy(plan=POLICY.plan, min_clients=5)).session,
     }
     assert len(sessions) == 6
 
@@ -105,7 +109,7 @@ def test_a_setup_survives_its_flat_form_and_binds_everything():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 1),
         ("run", 3),
         ("round", "3"),
         ("round", True),
@@ -172,10 +176,10 @@ def test_messages_of_another_shape_are_refused(change):
 
 def test_a_bundle_has_one_size():
     identity = Identity.generate(RNG)
-    bundle = Bundle.signed(identity, b"s", 7, *(bytes([n] * 32) for n in range(4)))
+    bundle = Bundle.signed(identity, b"s", 7, *(bytes([n] * 32) for n in range(5)))
     assert Bundle.from_bytes(bundle.to_bytes()) == bundle
     for data in (b"", bundle.to_bytes()[:-1], bundle.to_bytes() + b"\0"):
-        with pytest.raises(IntegrityError, match="196 bytes"):
+        with pytest.raises(IntegrityError, match="228 bytes"):
             Bundle.from_bytes(data)
 
 

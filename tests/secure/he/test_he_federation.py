@@ -2,6 +2,7 @@
 
 import copy
 import stat
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,10 +10,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import strategy as flower
 
 from secure.aggregation.flower import REFUSALS
-from secure.errors import IntegrityError, ParameterError, PolicyError
+from secure.errors import IntegrityError, ParameterError, PeerError, PolicyError
 from secure.he import Encrypted, HEClient
-from secure.he.flower import DECRYPT, ENCRYPT, PAYLOAD, RECORD, HESumStrategy, he_mod
+from secure.he.flower import (
+    DECRYPT,
+    ENCRYPT,
+    PAYLOAD,
+    RECORD,
+    HENode,
+    HESumStrategy,
+    he_mod,
+)
 from secure.he.policy import HEPolicy, load_key, provision_key
+from tests.secure import hostile
 from tests.secure.aggregation.local_grid import LocalGrid
 from tests.secure.aggregation.plain_app import SECRET, initial, make_app
 
@@ -32,7 +42,9 @@ def federate(app, lose=None, tamper=None, rounds=1):
     grid = LocalGrid(app, NODES, lose)
     grid.tamper = tamper
     wrapped = HESumStrategy(flower.FedAvg(**ALL), POLICY, trip_timeout_s=5)
-    result = wrapped.start(grid, initial(), num_rounds=rounds)
+    result = None
+    with suppress(PeerError):
+        result = wrapped.start(grid, initial(), num_rounds=rounds)
     return result, wrapped, grid
 
 
@@ -102,12 +114,12 @@ def refused(grid) -> set[int]:
 def test_a_client_without_the_key_refuses(tmp_path):
     app = make_app([he_mod(POLICY)])
     result, wrapped, grid = federate(app)
-    assert refused(grid) == {REFUSALS["input"]}
+    assert refused(grid) == {REFUSALS["keys"]}
     assert wrapped.history[0].summed == 0
     assert "0 clients" in wrapped.history[0].reason
-    assert not result.arrays
+    assert result is None
     _, _, grid = federate(make_app([he_mod(POLICY, tmp_path / "none")]))
-    assert refused(grid) == {REFUSALS["input"]}
+    assert refused(grid) == {REFUSALS["keys"]}
     other = tmp_path / "other"
     provision_key(other, HEPolicy(clients=2000, bound=1.0, rounds=1))
     _, _, grid = federate(make_app([he_mod(POLICY, other)]))
@@ -117,10 +129,10 @@ def test_a_client_without_the_key_refuses(tmp_path):
 @pytest.mark.parametrize("scale", [300.0, float("nan")])
 def test_an_update_beyond_the_bound_never_leaves(key, scale):
     result, wrapped, grid = federate(make_app([he_mod(POLICY, key)], scale=scale))
-    assert refused(grid) == {REFUSALS["input"]}
-    assert not any(not each.has_error() for each in grid.answers)
-    assert not result.arrays
-    assert wrapped.history[0].trips[1:] == ()
+    # S6: nobody says so; zeros that weigh nothing leave, and there is no mean of nothing.
+    assert refused(grid) == set()
+    assert result is None
+    assert "add up to zero" in wrapped.history[0].reason
 
 
 def test_two_clients_are_too_few(key):
@@ -245,3 +257,117 @@ def test_the_release_hides_the_key_that_a_bare_decryption_gives_away(key):
     # The spread of 1,000 normal values is within 15% of sigma but once in 10^10.
     assert 0.85 * policy.sigma < spread < 1.15 * policy.sigma
     assert policy.sigma > 512 * sum_error(POLICY.params, NODES)
+
+
+class HostileGrid(LocalGrid):
+    """Lets one node answer the trip in a way of its own."""
+
+    def __init__(self, app, change, trip):
+        super().__init__(app, NODES)
+        self.change, self.trip = change, trip
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        for place, reply in enumerate(replies):
+            context = self.contexts[reply.metadata.src_node_id]
+            if reply.has_error() or reply.content[RECORD].get("trip") != self.trip:
+                continue
+            if self.trip == DECRYPT or context.node_config["partition-id"] == 2:
+                replies[place] = self.change(reply) or reply
+                # The first one asked to decrypt is hostile, the next is not.
+                self.change = self.change if self.trip == ENCRYPT else lambda reply: None
+        return replies
+
+
+@pytest.mark.parametrize("trip", [ENCRYPT, DECRYPT])
+def test_s3_a_hostile_reply_costs_its_sender_the_round_and_nobody_else(key, trip):
+    """S3: the same kinds as under masks; a second client decrypts where the first sends garbage."""
+    changes = [*hostile.payloads(RECORD, PAYLOAD)][:: 1 if trip == ENCRYPT else 3]
+    for name, change in [*changes, ("an error", hostile.error)]:
+        altered = {}
+
+        def changed(reply, change=change, altered=altered):
+            before = repr(reply.content)
+            got = change(reply)
+            altered["yes"] = got is not None or repr(reply.content) != before
+            return got
+
+        grid = HostileGrid(make_app([he_mod(POLICY, key)]), changed, trip)
+        wrapped = HESumStrategy(flower.FedAvg(**ALL), POLICY, trip_timeout_s=5)
+        wrapped.start(grid, initial(), num_rounds=1)
+        (record,) = wrapped.history
+        assert record.summed == NODES - (trip == ENCRYPT and altered["yes"]), name
+        if altered["yes"]:
+            assert record.faults or set(record.refusals.values()) == {"error 77"}, name
+
+
+def test_s2_a_client_that_was_asked_something_else_is_left_out(key):
+    def tamper(batch, message):
+        if batch == 1 and message.metadata.dst_node_id == target:
+            message = copy.deepcopy(message)
+            message.content["config"]["lr"] = 0.5
+        return message
+
+    grid = LocalGrid(make_app([he_mod(POLICY, key)]), NODES)
+    target = grid.get_node_ids()[1]
+    grid.tamper = tamper
+    wrapped = HESumStrategy(flower.FedAvg(**ALL), POLICY, trip_timeout_s=5)
+    wrapped.start(grid, initial(), num_rounds=1)
+    (record,) = wrapped.history
+    assert record.summed == NODES - 1
+    assert "asked something else" in record.faults[0]
+
+
+def test_s6_one_client_out_of_bounds_weighs_nothing_and_says_nothing(key):
+    good, bad = make_app([he_mod(POLICY, key)]), make_app([he_mod(POLICY, key)], scale=300.0)
+
+    def mixed(message, context):
+        return (bad if context.node_config["partition-id"] == 2 else good)(message, context)
+
+    result, wrapped, grid = federate(mixed)
+    assert wrapped.history[0].summed == NODES
+    assert not refused(grid)
+    lengths = {len(each.content[PAYLOAD]["bytes"].data) for each in grid.answers[:NODES]}
+    assert len(lengths) == 1
+    steps = []
+    for partition in (0, 1, 3):
+        rng = np.random.default_rng([partition, 1])
+        steps.append((10 + partition) * 0.01 * rng.uniform(-1, 1, (3, 2)))
+    expected = np.sum(steps, axis=0) / (10 + 11 + 13)
+    assert np.abs(result.arrays["conv.weight"].numpy() - 0.5 - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["get_parameters", "query", "query.peek", "reconnect", "evaluate"])
+def test_s8_no_other_type_of_message_passes(key, kind):
+    grid = LocalGrid(make_app([he_mod(POLICY, key)]), NODES)
+    (node, *_) = grid.get_node_ids()
+    mod = he_mod(POLICY, key)
+    message = Message(RecordDict({}), node, kind)
+    reply = mod(message, grid.contexts[node], lambda *_: pytest.fail("it passed"))
+    assert reply.error.code == REFUSALS["policy"]
+
+
+def test_s9_a_forgotten_context_decrypts_no_more_sums_than_the_key_allows(key, tmp_path):
+    """S9: rounds and decryptions are counted in the node's folder, over runs and contexts."""
+    policy = HEPolicy(clients=NODES, bound=1.0, rounds=1, max_weight=20)
+
+    def local(context):
+        place = tmp_path / str(context.node_config["partition-id"])
+        return HENode(policy, key, place)
+
+    grid = LocalGrid(make_app([he_mod(local=local)]), NODES)
+    done = []
+    for run in range(NODES + 1):
+        for context in grid.contexts.values():
+            context.run_id, context.state = 100 + run, RecordDict()
+        wrapped = HESumStrategy(flower.FedAvg(**ALL), policy, trip_timeout_s=5)
+        with suppress(PeerError):
+            wrapped.start(grid, initial(), num_rounds=1)
+        done.append(wrapped.history[0].completed)
+    # Each of the four clients decrypts once in the key's life, and never again.
+    assert done == [True] * NODES + [False]
+    for context in grid.contexts.values():
+        context.run_id, context.state = 100, RecordDict()
+    wrapped = HESumStrategy(flower.FedAvg(**ALL), policy, trip_timeout_s=5)
+    with pytest.raises(PeerError, match="'stage'"):
+        wrapped.start(grid, initial(), num_rounds=1)

@@ -19,6 +19,7 @@ from secure.smpc import (
     Client,
     Folder,
     Identity,
+    Limits,
     MaterialError,
     Owner,
     PlanMismatchError,
@@ -31,6 +32,7 @@ from secure.smpc import (
 )
 from secure.smpc import tls as tls_module
 from secure.smpc.dealer import Dealer, Remote, write_files
+from secure.smpc.errors import SetupChangedError
 from tests.secure.smpc.tiny import TinyTower, tiny
 
 TIMEOUT = 10.0
@@ -63,7 +65,7 @@ class Running:
 
 
 def _dealer(program, identities):
-    dealer = Dealer(program)
+    dealer = Dealer(program, limits=Limits(batch=2))
     identity = Identity(identities, "dealer")
     return Running(lambda listener, stop: dealer.serve(listener, identity, stop, TIMEOUT))
 
@@ -88,7 +90,11 @@ def test_a_whole_inference_over_tls(identities):
     model, batch, plan = tiny()
     with _dealer(plan.program, identities) as dealer:
         owner = Owner(
-            plan, _remote("server", dealer.port, identities), reveals=("top", "scores"), max_k=2
+            plan,
+            _remote("server", dealer.port, identities),
+            reveals=("top", "scores"),
+            max_k=2,
+            limits=Limits(batch=2),
         )
         with _owner(owner, identities) as server:
             source = _remote("client", dealer.port, identities)
@@ -227,18 +233,23 @@ def test_the_dealer_hands_each_half_out_once(identities):
         setup = server.setup(program)
         with pytest.raises(PeerError, match="only the server"):
             client.setup(program)
+        with pytest.raises(PeerError, match="only a client"):
+            server.choose(program, query)
         parcel = client.choose(program, query)
         client.claim(program, query, setup.identifier, parcel)
-        with pytest.raises(PeerError, match="used before"):
+        with pytest.raises(MaterialError, match="used before"):
             client.claim(program, query, setup.identifier, parcel)
         with pytest.raises(PeerError, match="different queries"):
             server.claim(program, Query("top", k=2), setup.identifier, parcel)
+        with pytest.raises(SetupChangedError):
+            server.claim(program, query, bytes(16), parcel)
         server.claim(program, query, setup.identifier, parcel).close()
-        for party in (server, client):
-            with pytest.raises(PeerError, match="used before"):
-                party.claim(program, query, setup.identifier, parcel)
-        with pytest.raises(PeerError, match="another set-up"):
-            client.claim(program, query, bytes(16), bytes(16))
+        for unknown in (parcel, bytes(16)):
+            with pytest.raises(PeerError, match="used before, has expired, or was never"):
+                server.claim(program, query, setup.identifier, unknown)
+        parcel = client.choose(program, query)
+        with pytest.raises(MaterialError, match="another set-up"):
+            client.claim(program, query, bytes(16), parcel)
 
 
 def test_peers_without_a_certificate_are_refused(identities, tmp_path):
@@ -344,7 +355,7 @@ import sys, threading, torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from pathlib import Path
-from secure.smpc import Identity, Owner, Client, Plan, Query, connect, listen
+from secure.smpc import Identity, Limits, Owner, Client, Plan, Query, connect, listen
 from secure.smpc.dealer import Dealer, Remote
 from tiny import tiny
 role, folder, dealer_port, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -354,9 +365,11 @@ identity = Identity(folder, role)
 if role == "dealer":
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    Dealer(plan.program).serve(listener, identity, threading.Event(), 20.0)
+    dealer = Dealer(plan.program, limits=Limits(batch=16))
+    dealer.serve(listener, identity, threading.Event(), 20.0)
 elif role == "server":
-    owner = Owner(plan, Remote("127.0.0.1", dealer_port, identity, 20.0), reveals=("scores",))
+    owner = Owner(plan, Remote("127.0.0.1", dealer_port, identity, 20.0), reveals=("scores",),
+                  limits=Limits(batch=16))
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
     owner.serve(listener, identity, threading.Event(), timeout_s=20.0,

@@ -5,7 +5,9 @@ import numpy as np
 from secure.aggregation import Policy, plan
 
 SHAPE = (1000,)
-POLICY = Policy(plan(clients=8, clip_norm=1.0, error=1e-5), mode="active", min_clients=2)
+POLICY = Policy(
+    plan(clients=8, clip_norm=1.0, error=1e-5, max_weight=100), min_clients=2, weighting="uniform"
+)
 
 
 def step(partition: int, server_round: int) -> np.ndarray:

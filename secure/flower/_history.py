@@ -40,6 +40,10 @@ class RoundRecord:
         trips: Trips that took place.
         refusals: Fixed code by node, of clients that answered with an error.
         faults: One line each: who sent something wrong, and what.
+        weighting: `examples` or `uniform`: how the mean is weighted.
+        clipped: Clients whose update was scaled down to the policy's bound.
+        unusable: Clients in the sum whose update could not be used, and weighs nothing.
+        partial: Metrics that some clients had no value in range for.
     """
 
     round: int
@@ -50,6 +54,10 @@ class RoundRecord:
     trips: tuple[TripRecord, ...]
     refusals: dict[int, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    weighting: str = ""
+    clipped: int = 0
+    unusable: int = 0
+    partial: tuple[str, ...] = ()
 
     @property
     def completed(self) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from secure.aggregation._payload import Layout
 from secure.errors import IntegrityError, ParameterError
+from secure.flower._layout import Layout
 
 Arrays = dict[str, NDArray]
 Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
@@ -30,13 +30,24 @@ def _wide(array: NDArray) -> NDArray:
     return array.astype(kind, copy=False)
 
 
+def shapes_of(arrays: Mapping[str, NDArray]) -> Shapes:
+    """Return name, shape and dtype of the differences to some arrays, in their order."""
+    return tuple(
+        (name, each.shape, str(np.promote_types(each.dtype, np.float32)))
+        for name, each in arrays.items()
+        if is_float(each)
+    )
+
+
 def difference(after: Mapping[str, NDArray], before: Mapping[str, NDArray]) -> Arrays:
-    """Return `after - before`, without the arrays of whole numbers.
+    """Return `after - before`, without the arrays of whole numbers, in the order of `before`.
+
+    Arrays are matched by name.
 
     Raises:
         ParameterError: The arrays have other names or shapes.
     """
-    if list(after) != list(before):
+    if set(after) != set(before):
         raise ParameterError("the reply's arrays have other names than the received ones")
     updates = {}
     for name, old in before.items():
@@ -46,6 +57,11 @@ def difference(after: Mapping[str, NDArray], before: Mapping[str, NDArray]) -> A
         if is_float(old):
             updates[name] = _wide(new) - _wide(old)
     return updates
+
+
+def by_name(arrays: Mapping[str, NDArray]) -> Arrays:
+    """Return arrays in the order of their names, so that all clients lay them out alike."""
+    return {name: arrays[name] for name in sorted(arrays)}
 
 
 def flatten(arrays: Mapping[str, NDArray]) -> tuple[NDArray[np.floating], Shapes]:
