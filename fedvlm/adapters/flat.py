@@ -42,6 +42,11 @@ class FlatView:
         """The viewed parameters, in the vector's order."""
         return [parameter for _, parameter in self._named]
 
+    @property
+    def layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of each parameter, in the vector's order."""
+        return tuple((name, tuple(p.shape)) for name, p in self._named)
+
     def read(self) -> NDArray[np.float32]:
         """Return a copy of the parameters: shape (P,), float32."""
         with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.config.adapter import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.rules import COMPRESSIONS, RULES, SHARES, check_rules
 from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
 
@@ -15,7 +16,10 @@ _CHOICES = {
     "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
     "membership": ("all", "half"),
     "adapter": ("lora", "ffa-lora", "prompt", "feature"),
-    "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
+    "share": SHARES,
+    "rule": RULES,
+    "compression": COMPRESSIONS,
+    "server_optimizer": ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"),
     "protect": ("plain", "secagg", "secagg-active", "he"),
     "dp": ("none", "example", "client", "distributed"),
 }
@@ -60,6 +64,9 @@ _RANGES = {
     "batch_size": _Range(2, 1_000_000),
     "learning_rate": _Range(0, 1e3, above=True),
     "proximal_mu": _Range(0, 1e6),
+    "sketch": _Range(0, 4096),
+    "kept": _Range(0, 1, above=True),
+    "rounding_bits": _Range(2, 24),
     "server_learning_rate": _Range(0, 1e6, above=True),
     "server_momentum": _Range(0, 1, below=True),
     "min_clients": _Range(0, 100_000),
@@ -102,7 +109,18 @@ class SimulationConfig:
         batch_size: Pairs a step, at least 2.
         learning_rate: The adapter's rate in the first round; it falls linearly to a tenth.
         proximal_mu: Weight of FedProx's term, 0 for none.
-        server_optimizer: fedavg, fedavgm or fedadam.
+        share: Which LoRA factors are averaged: both; A or B (the other one never leaves its
+            node); or alternate (B in odd rounds, A in even ones, the other one frozen).
+        rule: How: average (factor by factor), flexlora (the product, cut back to the rank) or
+            fedex (factor by factor, and what that misses of the product goes to the base weights).
+        site_ranks: Ranks of the clients by number, separated by commas, for flexlora; empty where
+            all have `rank`. LoRA's scale is lora_alpha / rank for all.
+        sketch: Width of the sketch by which products are summed, 0 for twice the rank.
+        compression: none, mask (a share of the coordinates a round, drawn by the public seed) or
+            rounding (few bits a coordinate under secure aggregation, rounded at random).
+        kept: Share of the coordinates that a mask keeps, in (0, 1].
+        rounding_bits: Bits of an update's coordinate within `update_bound` under rounding.
+        server_optimizer: fedavg, fedavgm, fedadam, fedyogi or fedadagrad.
         server_learning_rate: The server's rate; ignored by fedavg.
         server_momentum: Momentum of fedavgm, in [0, 1).
         protect: How updates are summed: plain; secagg (the server sees the sum alone, if it
@@ -155,6 +173,13 @@ class SimulationConfig:
     batch_size: int = 64
     learning_rate: float = 8e-3
     proximal_mu: float = 0.0
+    share: str = "both"
+    rule: str = "average"
+    site_ranks: str = ""
+    sketch: int = 0
+    compression: str = "none"
+    kept: float = 0.25
+    rounding_bits: int = 8
     server_optimizer: str = "fedavg"
     server_learning_rate: float = 1.0
     server_momentum: float = 0.9
@@ -207,6 +232,7 @@ class SimulationConfig:
                 'dp = "distributed" leaves each client\'s own noise far too weak to be seen alone; '
                 f'it needs protect = "secagg", got {self.protect!r}'
             )
+        check_rules(self)
         self.adapter_spec()
         self.local_settings(1)
 

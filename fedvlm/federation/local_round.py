@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.config.simulation import SimulationConfig
 from fedvlm.errors import IntegrityError
+from fedvlm.federation.exchange import Exchange
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.records import EXAMPLES, VECTOR
@@ -44,14 +45,20 @@ def answer(message: Message, context: Context, node: Node, config: SimulationCon
     settings, arrays = message.content.get("config"), message.content.get("arrays")
     if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
         raise IntegrityError("the message to train has no arrays or no config")
-    number, schema = settings.get("server-round"), settings.get("schema")
+    number = settings.get("server-round")
     if type(number) is not int or not 1 <= number <= _MOST_ROUNDS or VECTOR not in arrays:
         raise IntegrityError("the message to train names no round, or holds no adapter")
     task = node.task(config)
-    task.view.write(arrays[VECTOR].numpy(), str(schema))
-    ledger = NodeLedger(node, context.state)
-    session = f"{context.run_id}/{message.metadata.message_id}"
-    vector, metrics = _trained(task, max(node.number, 0), number, ledger, session)
+    exchange = Exchange(task, node, context, number)
+    answered = exchange.receive(arrays[VECTOR].numpy(), settings)
+    if answered is None:
+        ledger = NodeLedger(node, context.state)
+        session = f"{context.run_id}/{message.metadata.message_id}"
+        with exchange.training():
+            vector, metrics = _trained(task, max(node.number, 0), number, ledger, session)
+        vector = exchange.send(vector, metrics)
+    else:
+        vector, metrics = answered
     if "client-seconds" in metrics:
         metrics["client-seconds"] = time.perf_counter() - start
     content = RecordDict(

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedvlm.adapters import save_adapter
 from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
+from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
 from fedvlm.federation.checkpoint import (
     Checkpoint,
@@ -23,11 +23,14 @@ from fedvlm.federation.checkpoint import (
     optimizer_state,
     restore_optimizer,
 )
+from fedvlm.federation.installing import install, save_state
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
 from fedvlm.federation.result import Result, versions
 from fedvlm.federation.roll import Roll
+from fedvlm.federation.ruled import RuledStrategy
+from fedvlm.federation.rules import rule_of
 from fedvlm.federation.strategy import MIN_CLIENTS, FederationStrategy, inner_strategy
 from fedvlm.federation.task import Progress, Task, load_task, quiet
 from fedvlm.federation.transcript import Transcript
@@ -45,12 +48,12 @@ def _federate(
     out: Path | None,
     resume: bool,
     on_round: OnRound,
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
-    """Run the rounds; returns the history (entry 0 is before training), protection and privacy."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None, NDArray[np.float32]]:
+    """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
     # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    inner = inner_strategy(config)
+    inner, rule = inner_strategy(config), rule_of(config, view.layout)
     roll = Roll(config.nodes)
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
@@ -58,12 +61,13 @@ def _federate(
 
         private = private_strategy(inner, task, roll)
     history: list[dict[str, Any]] = []
-    vector = task.initial
+    vector = rule.start(task.initial)
     inputs = input_hashes(task) if out is not None else {}
     if resume and out is not None:
         checkpoint = Checkpoint.load(out, config, view.schema, inputs)
         history, vector = checkpoint.rounds, checkpoint.vector
-        restore_optimizer(inner, checkpoint.state, vector)
+        sent = rule.encode(rule.adapter(vector), len(history))
+        restore_optimizer(inner, checkpoint.state, sent)
         if private is not None:
             private.restore(checkpoint.state)
         for entry in history:
@@ -78,6 +82,11 @@ def _federate(
         transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
+    report, outer = protection.round_report, strategy
+    if not sends_all(config):
+        outer = RuledStrategy(strategy, rule, done, config.round_timeout, report)
+        report = outer.round_report
+    state = vector
 
     def keep(vector: NDArray[np.float32]) -> None:
         if out is not None:
@@ -85,27 +94,29 @@ def _federate(
             Checkpoint(vector, view.schema, history, config.to_dict(), state, inputs).save(out)
 
     if private is not None:
-        private.on_paid = keep
+        private.on_paid = lambda _: keep(state)  # what is sent may be a part of it
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         number = server_round + done
         if number < len(history):  # a resumed run has this round already
             return None
-        view.write(arrays[VECTOR].numpy())
+        nonlocal state
+        state = arrays[VECTOR].numpy()
+        install(task, rule, state)
         entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
         if number:
-            entry |= asdict(strategy.costs[number]) | protection.round_report()
+            entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
             if number in strategy.abandoned and not entry.get("abandoned"):
                 entry["abandoned"] = "no aggregate"
         history.append(entry)
-        keep(view.read())
+        keep(state)
         on_round(entry)
         return None
 
     if done < config.rounds:
         require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
-        strategy.start(
+        outer.start(
             grid,
             ArrayRecord({VECTOR: Array(vector)}),
             timeout=config.round_timeout,
@@ -116,8 +127,9 @@ def _federate(
         if all(entry.get("abandoned") for entry in history[1:]):
             protection.require_success()
     else:
-        view.write(vector)
-    return history, protection.describe(), None if private is None else private.describe()
+        install(task, rule, vector)
+    described = None if private is None else private.describe()
+    return history, protection.describe(), described, state
 
 
 def _clear(out: Path) -> None:
@@ -144,13 +156,16 @@ def require_nodes(there: list[int], config: SimulationConfig) -> None:
         )
 
 
-def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str, float | None]:
-    first, last = history[0], history[-1]
+def _summary(
+    history: list[dict[str, Any]], lines: dict[str, float], personal: bool
+) -> dict[str, float | None]:
+    # Where nodes keep a half, the other one alone is no adapter whose score would mean anything.
+    first, last = history[0], {} if personal else history[-1]
     summary: dict[str, float | None] = {
         "zero_shot": first["test_one_of_100"],
         "local_only": lines.get("local_only"),
         "local_only_best": lines.get("local_only_best"),
-        "federated": last["test_one_of_100"],
+        "federated": last.get("test_one_of_100"),
         "central": lines.get("central"),
     }
     for part in ("ood", "withheld", "retention"):
@@ -221,7 +236,7 @@ def run_federation(
     ready = time.perf_counter()
     if out is not None and not resume:
         _clear(out)
-    history, protection, privacy = _federate(grid, task, out, resume, on_round)
+    history, protection, privacy, state = _federate(grid, task, out, resume, on_round)
     federated = time.perf_counter()
     failed = [entry["abandoned"] for entry in history[1:] if entry.get("abandoned")]
     if failed and len(failed) == len(history) - 1:
@@ -229,14 +244,14 @@ def run_federation(
             f"no round of {len(failed)} succeeded, so that there is no adapter to save; the last "
             f"was abandoned: {failed[-1]}"
         )
-    final = task.view.read()
+    rule = rule_of(config, task.view.layout)
     lines: dict[str, float] = {}
     if config.computes_references:
         lines = reference_lines(task, progress)
-        task.view.write(final)  # a reference may have used this thread's task
+        install(task, rule, state)  # a reference may have used this thread's task
     referenced = time.perf_counter()
     result = Result(
-        summary=_summary(history, lines),
+        summary=_summary(history, lines, keeps_personal(config)),
         rounds=history,
         privacy=_with_releases(privacy, lines),
         protection=protection,
@@ -249,6 +264,8 @@ def run_federation(
             "kind": config.adapter,
             "parameters": task.view.size,
             "schema": task.view.schema,
+            # The factor that nodes keep to themselves.
+            "personal": {"A": "B", "B": "A"}.get(config.share),
         },
         seconds={
             "prepare": ready - start,
@@ -257,6 +274,7 @@ def run_federation(
         },
     )
     if out is not None:
-        save_adapter(task.model.vlm, config.adapter_spec(), out / "adapter")
+        save_state(task, rule, state, out / "adapter")
         result.save(out)
+    install(task, rule, rule.start(task.view.read()))  # base weights as they were
     return result

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedvlm.config import SimulationConfig
+from fedvlm.config.rules import keeps_personal
 from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
@@ -17,8 +18,8 @@ from fedvlm.federation.terms import he_policy
 
 
 def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:
-    """Give the simulated nodes folders of their own for their ledgers, where they keep one."""
-    if config.dp not in ("example", "distributed"):
+    """Give the simulated nodes folders of their own for ledgers and personal parts."""
+    if config.dp not in ("example", "distributed") and not keeps_personal(config):
         return
     place = out / "nodes"
     if not resume and place.exists():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
 from fedvlm.config import SimulationConfig
 from fedvlm.errors import DropoutError, IntegrityError
@@ -72,7 +72,7 @@ def _digest(message: Message) -> bytes:
 
 
 def inner_strategy(config: SimulationConfig) -> FedAvg:
-    """Return Flower's strategy for a configuration: FedAvg, FedAvgM or FedAdam.
+    """Return Flower's strategy for a configuration.
 
     FedProx is a term of the client's loss; on the server it is the same average.
     """
@@ -84,8 +84,9 @@ def inner_strategy(config: SimulationConfig) -> FedAvg:
             server_learning_rate=config.server_learning_rate,
             server_momentum=config.server_momentum,
         )
-    if config.server_optimizer == "fedadam":
-        return FedAdam(**common, eta=config.server_learning_rate)
+    adaptive = {"fedadam": FedAdam, "fedyogi": FedYogi, "fedadagrad": FedAdagrad}
+    if config.server_optimizer in adaptive:
+        return adaptive[config.server_optimizer](**common, eta=config.server_learning_rate)
     return FedAvg(**common)
 
 

@@ -13,7 +13,7 @@ from fedvlm.config import SimulationConfig, config_from
 from fedvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secure.aggregation import Policy
+    from secure.aggregation import LanePlan, Policy
     from secure.he.policy import HEPolicy
 
 # Keys of the run config that say where and how it runs, and decide no result.
@@ -53,7 +53,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy"
     Raises:
         ConfigError: Fewer than three clients, or no sum of a round's clients is safe.
     """
-    from secure.aggregation import Policy, plan
+    from secure.aggregation import Policy
 
     if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
@@ -68,19 +68,32 @@ def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy"
         terms = replace(distributed_policy(config, size), mode=mode)
         return _least(config, terms, terms.plan.clients)
     _fits(config, _LEAST_SECURE)
-    weight = max_weight(config)
-    # How many pairs the clients hold is public where it is given, and 1 holds for everybody.
-    examples = float(min(weight, max(1, config.mean_pairs)))
     terms = Policy(
-        plan(config.clients, config.update_bound, _QUANTISATION_ERROR, weight, examples),
+        _lanes(config),
         mode=mode,
         clip="none",
         weighting="examples",
-        max_weight=weight,
+        max_weight=max_weight(config),
         roster=config.nodes,
     )
     # The planned cohort's quorum: whom a server picks for a smaller one may be all on its side.
     return _least(config, terms, config.cohort)
+
+
+def _lanes(config: SimulationConfig) -> "LanePlan":
+    """Return how fine a secure sum is: as fine as ever, or as few bits as were asked for."""
+    from secure.aggregation import plan
+
+    weight = max_weight(config)
+    if config.compression == "rounding":
+        from fedvlm.federation.rules.rounding import rounding_error
+
+        error = rounding_error(config.rounding_bits, config.update_bound, config.clients)
+        # That of clients of full weight: bits, and not weights, decide.
+        return plan(config.clients, config.update_bound, error, weight, examples=weight)
+    # How many pairs the clients hold is public where it is given, and 1 holds for everybody.
+    examples = float(min(weight, max(1, config.mean_pairs)))
+    return plan(config.clients, config.update_bound, _QUANTISATION_ERROR, weight, examples)
 
 
 def _least(config: SimulationConfig, terms: "Policy", cohort: int) -> "Policy":
