@@ -28,9 +28,21 @@ app.add_typer(data_app, name="data")
 _state = {"debug": False}
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        import fedvlm
+
+        typer.echo(fedvlm.__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="show the version", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     _state["debug"] = debug
 
@@ -101,11 +113,15 @@ def simulate(
     chosen = config_from(_settings(settings or []), chosen)
     if seed is not None:
         chosen = config_from({"seed": seed}, chosen)
-    if out is None:
-        _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
     from fedvlm.federation import simulate as run
 
+    said = out is not None
+
     def on_round(entry: dict[str, Any]) -> None:
+        nonlocal said
+        if not said:  # now that it runs: an error is one line
+            _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
+            said = True
         _say(_round_line(entry, chosen.rounds))
 
     with progress_bars() as progress:

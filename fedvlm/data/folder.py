@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,10 @@ def _table_of(folder: Path) -> Path:
 
 def _image_path(folder: Path, table: Path, row: Row) -> Path:
     # Tables that were written on Windows name their images with backslashes.
-    for name in (row.image, row.image.replace("\\", "/")):
+    # A Mac writes "ö" as two characters, others as one; the name as it stands comes first.
+    slashed = row.image.replace("\\", "/")
+    forms = (normalize("NFC", slashed), normalize("NFD", slashed))
+    for name in (row.image, slashed, *forms):
         for path in (folder / name, folder / "images" / name):
             try:
                 if path.is_file():

@@ -25,6 +25,8 @@ LABEL_KEYS = ("domain", "topic")
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# What spreadsheets write or need as a first line of its own; the header decides all the same.
+_SEPARATOR_LINE = re.compile(r'\A"?sep=."?(?=[\r\n])', re.IGNORECASE)
 _BOMS = (  # UTF-32's little end starts like UTF-16's: it must come first
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -142,6 +144,7 @@ def _header(table: Path, text: str) -> tuple[str, list[str]]:
 
 
 def _read_separated(table: Path, text: str) -> Iterator[_Record]:
+    text = _SEPARATOR_LINE.sub("", text)  # its line break stays, so that lines keep their numbers
     delimiter, header = _header(table, text)
     keys = [_key(cell) for cell in header]
     double = next((key for key in keys if key and keys.count(key) > 1), None)

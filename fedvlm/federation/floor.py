@@ -14,6 +14,7 @@ from fedvlm.errors import ConfigError, ProtocolError
 
 PROTECTIONS = ("plain", "he", "secagg", "secagg-active")
 """Ways of summing, from what hides least of an update from the server to what hides most."""
+_USUAL_DELTA = 1e-5
 PRIVACIES = ("none", "example", "client", "distributed")
 
 REFUSALS = {
@@ -99,7 +100,7 @@ class Floor:
             being added: it is accepted only where it is named here.
         epsilon: Most ε, in all and for ever, that the node tells of its data; infinite for no
             limit. With one, a run without noise is refused.
-        delta: Most δ.
+        delta: Most δ; 1e-5 where ε is limited and this isn't, as a δ near 1 allows any ε.
         rounds: Rounds that the node answers in all, over every run; 0 for no limit.
         adapters: Kinds of adapter that it trains.
         targets: Modules that LoRA may train, as regular expressions that a run must name
@@ -129,6 +130,8 @@ class Floor:
         if not self.dp:
             told = ("example", "distributed") if self.bounded else PRIVACIES
             object.__setattr__(self, "dp", told)
+        if self.bounded and self.delta == 1:
+            object.__setattr__(self, "delta", _USUAL_DELTA)
         for key, value, known in (
             ("protect", (self.protect,), PROTECTIONS),
             ("dp", self.dp, PRIVACIES),

@@ -3,6 +3,7 @@
 Apart from `client_app`, so that messages that train nothing bring no torch.
 """
 
+import logging
 import time
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.records import EXAMPLES, VECTOR
 from fedvlm.federation.task import Task
+
+log = logging.getLogger("fedvlm")
 
 _MOST_ROUNDS = 1 << 20
 
@@ -77,9 +80,16 @@ def _trained(
         from fedvlm.federation.private_client import distributed_mechanism, encode_update
 
         mechanism = distributed_mechanism(config, task.view.size)
-        ledger.answer(config, number, session, "client", mechanism)
-        task.train(client, number)
-        return encode_update(task, task.view.read() - before, client, number), alone
+        try:
+            ledger.answer(config, number, session, "client", mechanism)
+            task.train(client, number)
+            update = task.view.read() - before
+        except Exception as error:
+            # It has agreed to the sum, and the others count on its share of the noise: bare zeros
+            # in its place would leave them less than they paid for.
+            log.error("this node adds noise and no update: %s", error, exc_info=True)
+            update = np.zeros_like(before)
+        return encode_update(task, update, client, number), alone
     ledger.answer(config, number, session)
     loss = task.train(client, number)
     vector = task.view.read()

@@ -91,7 +91,7 @@ def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechani
     from secure.aggregation import Policy, integer_plan
 
     members = max(2, round(config.fraction * config.nodes))
-    floor = Policy(integer_plan(members, 1))
+    floor = Policy(integer_plan(members, 1), roster=config.nodes)
     least = floor.sharing(members).quorum - floor.corrupt_members(members)
 
     def make(z: float) -> SkellamMechanism:

@@ -300,8 +300,8 @@ def noise_multiplier_for(
 
     Example:
         >>> z = noise_multiplier_for(dp_accounting.GaussianDpEvent, 20, 3.0, 1e-2)
-        >>> round(z, 2)
-        3.69
+        >>> round(z, 1)
+        3.7
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0) or steps < 1:
         raise ConfigError(

@@ -27,6 +27,13 @@ def test_help_answers_at_once():
     assert "simulate" in done.stdout
 
 
+def test_u11_the_version():
+    import fedvlm
+
+    shown = _run("--version")
+    assert (shown.returncode, shown.stdout.strip()) == (0, fedvlm.__version__)
+
+
 def test_importing_the_library_imports_nothing_heavy():
     code = (
         "import sys, fedvlm, fedvlm.cli; print([m for m in ('torch', 'flwr') if m in sys.modules])"

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -43,6 +44,34 @@ def test_jsonl_and_hugging_face_names(tmp_path):
     assert data.captions == ("one",)
     assert data.domain_names == ("all",)
     assert data.more == {"age": ("3",)}
+
+
+@pytest.mark.parametrize(("table", "disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_d1_names_with_umlauts_in_a_macs_form(tmp_path, table, disk):
+    row = {"image": normalize(table, "größe.png"), "caption": "one"}
+    assert load_folder(_folder(tmp_path, [row], (normalize(disk, "größe.png"),))).captions == (
+        "one",
+    )
+
+
+def test_d1_of_two_names_that_look_alike_the_one_that_stands_there_counts(tmp_path):
+    names = tuple(normalize(form, "ä.png") for form in ("NFC", "NFD"))
+    data = load_folder(
+        _folder(tmp_path, [{"image": name, "caption": "x"} for name in names], names)
+    )
+    assert data.encoded == (_drawn("red"), _drawn("green"))
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;", "sep=,"])
+def test_d1_the_line_that_names_excels_separator(tmp_path, line):
+    _folder(tmp_path, [])
+    (tmp_path / "captions.jsonl").unlink()
+    table = tmp_path / "captions.csv"
+    table.write_text(f"\ufeff{line}\r\nimage;caption\r\na.png;one, two\r\n", encoding="utf-8")
+    assert load_folder(tmp_path).captions == ("one, two",)
+    table.write_text(f"{line}\nimage;caption\na.png;one;two\n")
+    with pytest.raises(DataError, match=r"row 1 \(line 3\) has 3 fields"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -197,3 +197,19 @@ def test_a_round_beyond_the_budget_is_not_run(small_run, monkeypatch):
         simulate(config, on_round=seen.append)
     assert [entry["round"] for entry in seen] == [0, 1]
     assert seen[-1]["epsilon"] <= 5.5
+
+
+def test_s5_noise_counts_the_colluders_of_all_nodes():
+    """A server picks the cohort, and all that side with it of the whole federation are in."""
+    from secure.aggregation import Policy, integer_plan
+
+    config = SimulationConfig(
+        clients=40, fraction=0.25, protect="secagg-active", dp="distributed", rounds=2
+    )
+    mechanism = distributed_mechanism(config, 500)
+    policy = distributed_policy(config, 500).for_roster(40)
+    least = policy.sharing(10).quorum - policy.corrupt_members(10)
+    assert policy.corrupt_members(10) == 4
+    assert mechanism.least_noised <= least
+    assert policy.fewest - policy.corrupt_members(10) >= mechanism.least_noised
+    assert Policy(integer_plan(10, 1)).corrupt_members(10) == 1

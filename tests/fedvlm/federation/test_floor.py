@@ -117,3 +117,12 @@ def test_terms_of_the_default_run():
     terms = Terms.of(SimulationConfig(simulated_noise=True))
     assert terms.epsilon == math.inf
     assert terms.simulated_noise is False  # nothing is noised
+
+
+def test_a_limited_epsilon_limits_delta_too():
+    """A δ near 1 allows any ε: a server that may choose it needs hardly any noise."""
+    floor = Floor(epsilon=1.0)
+    told = {"dp": "example", "epsilon": 0.5}
+    assert floor.delta == 1e-5
+    assert floor.allows(_terms(**told, delta=1e-5))
+    assert not floor.allows(_terms(**told, delta=0.9))

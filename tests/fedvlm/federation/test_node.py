@@ -226,3 +226,25 @@ def test_held_out_images_are_the_same_in_every_run(shapes):
     assert 0 < len(splits.test) < 25
     blobs = {shapes.encoded[i] for i in splits.test}
     assert not blobs & {shapes.encoded[i] for i in splits.clients[0]}
+
+
+def test_an_error_behind_a_query_leaves_as_a_code_too(own):
+    path = own("patient = 7\n")
+    InProcessGrid(app, 1)
+    message = Message(RecordDict(), dst_node_id=7, message_type="query")
+    reply = app(message, Context(1, 7, {"node": str(path)}, RecordDict(), {}))
+    assert reply.error.reason == "node: node"
+
+
+@pytest.mark.parametrize("dp", ["none", "distributed"])
+def test_s5_a_run_for_fewer_nodes_than_the_roster_has_is_refused(small_run, tmp_path, dp):
+    """Of 64 members 6 may lie, and 7 nodes would hold them all: nobody counts 7's own tenth."""
+    provision(tmp_path / "keys", 64)
+    keys = {
+        "partition-id": 0,
+        "secagg-identity": str(tmp_path / "keys" / "0.key"),
+        "secagg-roster": str(tmp_path / "keys" / "roster.json"),
+    }
+    run = {"data": "emoji", "model": "embedded", "protect": "secagg-active", "dp": dp}
+    reply = _ask(config_from(small_run | run | {"clients": 7}), keys)
+    assert reply.error.reason == "node: cohort"

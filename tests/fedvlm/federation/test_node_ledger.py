@@ -180,3 +180,19 @@ def test_noise_that_follows_from_the_seed_costs_a_round_once(tmp_path):
     with pytest.raises(BudgetExceeded):
         for number in range(2, 30):
             _pay(tmp_path, config, number=number)
+
+
+def test_a_node_that_has_told_all_still_adds_its_noise(small_run):
+    """Bare zeros in the place of who can't pay would leave the others' sum too little noise."""
+    from fedvlm.federation.local_round import _trained
+    from fedvlm.federation.private_client import distributed_mechanism
+
+    task = load_task(config_from(small_run | DISTRIBUTED), client=0)
+    task.reset()
+    ledger = NodeLedger(Node(0, Floor(rounds=1), simulated=True), RecordDict())
+    for number in (1, 2):
+        sent, told = _trained(task, 0, number, ledger, "1/m")
+        assert told == {"num-examples": 1}
+        variance = distributed_mechanism(task.config, task.view.size).local_variance
+        assert 0.8 * variance < sent.var()  # noise of its share, and more where it trained
+    assert sent.var() < 1.2 * variance

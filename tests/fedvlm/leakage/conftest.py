@@ -41,6 +41,9 @@ class TestNoise:
     def gaussian(self, std: float, size: int) -> np.ndarray:
         return std * self._bend(self._rng.normal(size=size))
 
+    def noised(self, values: np.ndarray, std: float) -> np.ndarray:
+        return values + self.gaussian(std, values.size).reshape(values.shape)
+
 
 @dataclass
 class Written:

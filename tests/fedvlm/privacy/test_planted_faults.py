@@ -16,6 +16,9 @@ from fedvlm.errors import BudgetExceeded
 from fedvlm.federation import InProcessGrid, private_client
 from fedvlm.federation.client_app import VECTOR, app
 from fedvlm.federation.distributed import DistributedStrategy, distributed_policy
+from fedvlm.federation.floor import Floor
+from fedvlm.federation.node import Node
+from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.private import ClientLevelStrategy, ExampleLevelStrategy
 from fedvlm.federation.private_client import distributed_mechanism
 from fedvlm.federation.task import load_task
@@ -121,7 +124,8 @@ def test_t1_the_bank_is_public(small_run, monkeypatch):
         lambda vlm, pairs, rows: banks.append(rows) or real(vlm, pairs, rows),
     )
     for client in range(config.clients):
-        private_client.train_with_dp(task, client, 1, RecordDict())
+        ledger = NodeLedger(Node(client, Floor(), simulated=True), RecordDict())
+        private_client.train_with_dp(task, client, 1, ledger, "run 1")
     assert len(banks) == config.clients
     private = set(np.concatenate(task.splits.clients).tolist())
     for rows in banks:

@@ -258,6 +258,7 @@ def test_s14_flowers_line_counts_clients(keys, caplog):
     app = make_app([secagg_mod(policy, folder)], fails=(1,))
     wrapped = SecAggStrategy(flower.FedAvg(**ALL), policy, members)
     logger = logging.getLogger("flwr")
+    caplog.set_level(logging.INFO, logger="flwr")  # another test may have made it silent
     logger.addHandler(caplog.handler)
     try:
         wrapped.start(LocalGrid(app, NODES), initial(), num_rounds=1)
