@@ -77,34 +77,11 @@ def _answer(
 
         mod = he_mod(local=lambda context: he_node(node, config, context))
     else:
-        from secure.aggregation import Roster
         from secure.aggregation.flower import secagg_mod
 
-        if node.roster is not None:
-            check_members(config, len(Roster.load(node.roster).keys))
+        check_members(config, _members(node))
         mod = secagg_mod(local=lambda context: sum_node(node, config, context))
     return mod(message, context, call_next)
-
-
-def check_members(config: SimulationConfig, members: int) -> None:
-    """Refuse a run that is planned for fewer members than a node's own roster has.
-
-    Quorum and noise are planned for a share of colluders of the run's nodes. A server that says
-    there are fewer, of a large roster, would have all of the roster's colluders in one cohort.
-
-    Args:
-        config: The run's configuration, as the server sent it.
-        members: Members of the node's roster.
-
-    Raises:
-        RefusedError: The run is for fewer nodes.
-    """
-    if config.nodes < members:
-        raise RefusedError(
-            "cohort",
-            f"the run is for {config.nodes} nodes, and this node's roster has {members} members; "
-            "set clients to the roster's size (fraction says how many are asked in a round)",
-        )
 
 
 def _folder(node: Node, context: Context) -> Path | None:
@@ -142,6 +119,43 @@ def sum_node(node: Node, config: SimulationConfig, context: Context) -> "SumNode
     except ParameterError as error:
         raise KeysError(str(error)) from None
     return SumNode(key, members, client_policy(config, context, node), _state(node))
+
+
+def _members(node: Node) -> int:
+    """Return how many members a node's roster has.
+
+    None where it can't be read, which `sum_node` then says; a simulation's has just its nodes.
+    """
+    from secure.aggregation import Roster
+    from secure.errors import ParameterError
+
+    if node.roster is None or node.simulated:
+        return 0
+    try:
+        return len(Roster.load(node.roster).keys)
+    except ParameterError:
+        return 0
+
+
+def check_members(config: SimulationConfig, members: int) -> None:
+    """Refuse a run that is planned for fewer members than a node's own roster has.
+
+    Quorum and noise are planned for a share of colluders of the run's nodes. A server that says
+    there are fewer, of a large roster, would have all of the roster's colluders in one cohort.
+
+    Args:
+        config: The run's configuration, as the server sent it.
+        members: Members of the node's roster.
+
+    Raises:
+        RefusedError: The run is for fewer nodes.
+    """
+    if config.nodes < members:
+        raise RefusedError(
+            "cohort",
+            f"the run is for {config.nodes} nodes, and this node's roster has {members} members; "
+            "set clients to the roster's size (fraction says how many are asked in a round)",
+        )
 
 
 def he_node(node: Node, config: SimulationConfig, context: Context) -> "HENode":

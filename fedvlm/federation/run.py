@@ -1,9 +1,11 @@
 """A federation from start to result, on whatever grid it is given."""
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,21 @@ def _ignore(entry: dict[str, Any]) -> None:
     """Do nothing with a round's entry."""
 
 
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Silence Flower for the rounds; its logger is also that of other runs in this process.
+
+    It logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
+    """
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _federate(
     grid: Grid,
     task: Task,
@@ -51,8 +68,6 @@ def _federate(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None, NDArray[np.float32]]:
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
-    # Flower logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
     roll = Roll(config.nodes)
     private = None
@@ -116,20 +131,33 @@ def _federate(
 
     if done < config.rounds:
         require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
-        outer.start(
-            grid,
-            ArrayRecord({VECTOR: Array(vector)}),
-            timeout=config.round_timeout,
-            num_rounds=config.rounds - done,
-            train_config=ConfigRecord(),
-            evaluate_fn=evaluate,
-        )
+        with _quiet_flower():
+            outer.start(
+                grid,
+                ArrayRecord({VECTOR: Array(vector)}),
+                timeout=config.round_timeout,
+                num_rounds=config.rounds - done,
+                train_config=ConfigRecord(),
+                evaluate_fn=evaluate,
+            )
         if all(entry.get("abandoned") for entry in history[1:]):
             protection.require_success()
     else:
         install(task, rule, vector)
     described = None if private is None else private.describe()
     return history, protection.describe(), described, state
+
+
+def _writable(out: Path) -> None:
+    """Refuse a folder that can't be written before anything is computed; nothing is made yet.
+
+    Raises:
+        DataError: It, or the nearest folder above it that is there, can't be written.
+    """
+    there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "can't be written" if there.is_dir() else "is a file"
+        raise DataError(f"can't write {out}: {there} {why}; choose another folder")
 
 
 def _clear(out: Path) -> None:
@@ -231,6 +259,8 @@ def run_federation(
         ProtocolError: A round could not be finished.
     """
     start = time.perf_counter()
+    if out is not None:
+        _writable(out)
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()

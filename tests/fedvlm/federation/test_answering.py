@@ -1,5 +1,6 @@
 """What a node brings to a protected sum is its own: keys, terms and folder (S1, S4)."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedvlm.config import SimulationConfig, config_from
-from fedvlm.errors import ConfigError
+from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation import simulate
 from fedvlm.federation.answering import client_policy, he_node, sum_node
 from fedvlm.federation.floor import Floor
@@ -127,6 +128,24 @@ def test_a_round_tells_how_many_updates_could_not_be_used(small_run, tmp_path):
     entry = result.rounds[1]
     assert entry["refused"] == {}
     assert (entry["updates_scaled_down"], entry["updates_unusable"]) == (0, 0)
+
+
+def test_an_unwritable_folder_is_refused_before_anything_is_computed(small_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    computed = []
+    with pytest.raises(DataError, match="can't write .*file is a file"):
+        simulate(
+            config_from(small_run),
+            out=tmp_path / "file" / "run",
+            progress=lambda *told: computed.append(told),
+        )
+    assert not computed
+
+
+def test_flower_s_logger_is_as_it_was(small_run):
+    level = logging.getLogger("flwr").level
+    simulate(config_from(small_run | {"rounds": 1}))
+    assert logging.getLogger("flwr").level == level
 
 
 @pytest.mark.parametrize("protect", ["secagg", "he"])
