@@ -182,6 +182,29 @@ def _answer(
 ) -> Message:
     if config.protect == "plain":
         return call_next(message, context)
+    refused: list[Exception] = []
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return call_next(message, context)
+        except (RefusedError, BudgetExceeded) as error:
+            refused.append(error)
+            raise
+
+    reply = _protected_answer(node, config, message, context, answer)
+    # A protocol answers any error of its app by a code of its own: a node's reason is told by name.
+    if refused and not node.simulated:
+        raise refused[0]
+    return reply
+
+
+def _protected_answer(
+    node: Node,
+    config: SimulationConfig,
+    message: Message,
+    context: Context,
+    call_next: Callable[[Message, Context], Message],
+) -> Message:
     place = str(context.run_config.get("identities", "")) if node.simulated else ""
     if config.protect == "he":
         from secure.he.flower import he_mod

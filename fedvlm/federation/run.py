@@ -23,6 +23,7 @@ from fedvlm.federation.checkpoint import (
     optimizer_state,
     restore_optimizer,
 )
+from fedvlm.federation.no_data import require_without_data
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
@@ -92,7 +93,9 @@ def _federate(
         if number < len(history):  # a resumed run has this round already
             return None
         view.write(arrays[VECTOR].numpy())
-        entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
+        entry: dict[str, Any] = {"round": number}
+        if len(task.data):  # a server of a federation between owners has none
+            entry |= task.evaluator(task.model.vlm)
         if number:
             entry |= asdict(strategy.costs[number]) | protection.round_report()
             entry |= private.entry() if private is not None else {}
@@ -142,10 +145,10 @@ def require_nodes(there: list[int], config: SimulationConfig) -> None:
 def _summary(history: list[dict[str, Any]], lines: dict[str, float]) -> dict[str, float | None]:
     first, last = history[0], history[-1]
     summary: dict[str, float | None] = {
-        "zero_shot": first["test_one_of_100"],
+        "zero_shot": first.get("test_one_of_100"),
         "local_only": lines.get("local_only"),
         "local_only_best": lines.get("local_only_best"),
-        "federated": last["test_one_of_100"],
+        "federated": last.get("test_one_of_100"),
         "central": lines.get("central"),
     }
     for part in ("ood", "withheld", "retention"):
@@ -162,7 +165,7 @@ def _described(task: Task) -> dict[str, Any]:
     held = task.splits.clients
     public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
     if task.config.dp != "none":
-        mean = task.config.mean_pairs or sum(map(len, held)) // len(held)
+        mean = task.config.mean_pairs or sum(map(len, held)) // max(1, len(held))
         return public | {"mean_pairs": mean}
     return public | {
         "fingerprint": task.data.fingerprint,
@@ -211,6 +214,7 @@ def run_federation(
         ProtocolError: A round could not be finished.
     """
     start = time.perf_counter()
+    require_without_data(config)
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()
@@ -226,7 +230,7 @@ def run_federation(
         )
     final = task.view.read()
     lines: dict[str, float] = {}
-    if config.computes_references:
+    if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)
         task.view.write(final)  # a reference may have used this thread's task
     referenced = time.perf_counter()
