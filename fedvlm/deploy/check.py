@@ -216,7 +216,7 @@ def _app(folder: Path) -> str:
         if not path.is_file() or path.read_bytes() != data:
             raise ConfigError(
                 f"{path} is not this version's, and nodes run no other app; deploy run writes it "
-                "anew with --renew-app"
+                "anew"
             )
     return "as this installation's"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.config import SimulationConfig
-from fedvlm.deploy.bundle import app_files, toml_value, write_app
+from fedvlm.deploy.bundle import toml_value, write_app
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
 from fedvlm.federation.watch import FILE
 from fedvlm.files import write_text
@@ -116,10 +116,9 @@ def start_run(folder: Path, config: SimulationConfig, out: Path, resume: bool = 
     """Start a run on the SuperLink; returns Flower's id of it.
 
     Raises:
-        ConfigError: The app isn't this version's, or the SuperLink can't be reached.
+        ConfigError: The SuperLink can't be reached.
     """
-    if any((folder / "app" / n).read_bytes() != d for n, d in app_files().items()):
-        write_app(folder / "app")
+    write_app(folder / "app")  # nodes run this version's and no other
     settings = config.to_run_config() | {"out": str(out.resolve()), "resume": resume}
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = out / "run-config.toml"

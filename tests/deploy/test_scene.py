@@ -129,5 +129,6 @@ def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation
     apart = np.abs(loaded.vector - vector)
     # Rounding of the first round's mean, and what Adam's first steps make of it in the second:
     # where a gradient is nearly zero its sign decides a whole step.
-    assert np.quantile(apart, 0.99) < 5e-5
-    assert np.linalg.norm(apart) < 1e-3 * np.linalg.norm(vector)
+    assert np.median(apart) < 2e-5
+    assert np.quantile(apart, 0.99) < 2e-4
+    assert np.linalg.norm(apart) < 5e-3 * np.linalg.norm(vector)
