@@ -1,4 +1,4 @@
-"""The command line: fedvlm simulate | audit | report | privacy | infer | data | doctor.
+"""The command line: fedvlm simulate | deploy | audit | report | privacy | infer | data | doctor.
 
 Heavy packages are imported inside the commands, so that `--help` answers at once.
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvlm.cli_trained import register as register_trained
+from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
 
@@ -63,7 +64,9 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _round_line(entry: dict[str, Any], rounds: int) -> str:
-    text = f"round {entry['round']:>3}/{rounds}  test {100 * entry['test_one_of_100']:5.1f} %"
+    text = f"round {entry['round']:>3}/{rounds}"
+    if "test_one_of_100" in entry:
+        text += f"  test {100 * entry['test_one_of_100']:5.1f} %"
     if "ood_one_of_100" in entry:
         text += f"  ood {100 * entry['ood_one_of_100']:5.1f} %"
     if entry.get("train_loss") is not None:
@@ -303,6 +306,7 @@ def classify(context: typer.Context) -> None:
 
 
 register_trained(app)
+app.add_typer(deploy_app, name="deploy")
 
 
 def main() -> None:

@@ -72,6 +72,15 @@ def _answer(
 ) -> Message:
     if config.protect == "plain":
         return call_next(message, context)
+    refused: list[Exception] = []
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return call_next(message, context)
+        except (RefusedError, BudgetExceeded) as error:
+            refused.append(error)
+            raise
+
     if config.protect == "he":
         from secure.he.flower import he_mod
 
@@ -81,7 +90,11 @@ def _answer(
 
         check_members(config, _members(node))
         mod = secagg_mod(local=lambda context: sum_node(node, config, context))
-    return mod(message, context, call_next)
+    reply = mod(message, context, answer)
+    # A protocol answers any error of its app by a code of its own: a node's reason is told by name.
+    if refused and not node.simulated:
+        raise refused[0]
+    return reply
 
 
 def _folder(node: Node, context: Context) -> Path | None:

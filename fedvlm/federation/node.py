@@ -26,6 +26,7 @@ from fedvlm.federation.roll import own_number
 
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
+    from fedvlm.models import LoadedModel
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
 _DEVICES = ("cpu",)
@@ -102,11 +103,13 @@ class Node:
 
         if self.data is None:
             return load_task(config, client=self.number)
-        task = load_own_task(config, self.data, self.model or PUBLIC_MODEL)
-        if self.floor.model:
-            from fedvlm.models import weights_hash
 
-            self.floor.check_model(weights_hash(task.model.vlm))
+        def check(model: "LoadedModel") -> None:
+            if self.floor.model:
+                self.floor.check_model(model.hashes.weights)
+
+        task = load_own_task(config, self.data, self.model or PUBLIC_MODEL, check)
+        check(task.model)  # a task that was loaded before may be another run's
         return task
 
 

@@ -131,7 +131,9 @@ def all_pairs(task: Task) -> int:
     """
     if task.config.mean_pairs:
         return task.config.mean_pairs * task.config.clients
-    if task.own is not None and len(task.splits.clients) != task.config.clients:
+    if len(task.splits.clients) != task.config.clients and (
+        task.own is not None or not len(task.data)
+    ):
         raise ConfigError(
             "nodes with data of their own can't count each other's pairs, which DP-SGD is planned "
             "from; set mean_pairs, the clients' mean number of pairs, as a public fact"

@@ -36,7 +36,7 @@ def own_number(context: Context) -> int:
     return number if type(number) is int and number >= 0 else -1
 
 
-def _told(reply: Message) -> int | None:
+def number_told(reply: Message) -> int | None:
     """Return the number that a reply tells; None where it tells none."""
     if reply.has_error():
         return None
@@ -90,7 +90,7 @@ class Roll:
         for reply in grid.send_and_receive(messages, timeout=self._timeout_s):
             # A node that is silent is asked again with the next round; one that answers without
             # a number has none.
-            self._told[reply.metadata.src_node_id] = _told(reply)
+            self._told[reply.metadata.src_node_id] = number_told(reply)
 
     def _assign(self, there: list[int]) -> None:
         taken = {self._numbers[node] for node in there if node in self._numbers}

@@ -26,6 +26,7 @@ from fedvlm.federation.checkpoint import (
     restore_optimizer,
 )
 from fedvlm.federation.installing import install, save_state
+from fedvlm.federation.no_data import require_without_data
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
@@ -118,7 +119,9 @@ def _federate(
         nonlocal state
         state = arrays[VECTOR].numpy()
         install(task, rule, state)
-        entry: dict[str, Any] = {"round": number, **task.evaluator(task.model.vlm)}
+        entry: dict[str, Any] = {"round": number}
+        if len(task.data):  # a server of a federation between owners has none
+            entry |= task.evaluator(task.model.vlm)
         if number:
             entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
@@ -190,7 +193,7 @@ def _summary(
     # Where nodes keep a half, the other one alone is no adapter whose score would mean anything.
     first, last = history[0], {} if personal else history[-1]
     summary: dict[str, float | None] = {
-        "zero_shot": first["test_one_of_100"],
+        "zero_shot": first.get("test_one_of_100"),
         "local_only": lines.get("local_only"),
         "local_only_best": lines.get("local_only_best"),
         "federated": last.get("test_one_of_100"),
@@ -210,7 +213,7 @@ def _described(task: Task) -> dict[str, Any]:
     held = task.splits.clients
     public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
     if task.config.dp != "none":
-        mean = task.config.mean_pairs or sum(map(len, held)) // len(held)
+        mean = task.config.mean_pairs or sum(map(len, held)) // max(1, len(held))
         return public | {"mean_pairs": mean}
     return public | {
         "fingerprint": task.data.fingerprint,
@@ -259,6 +262,7 @@ def run_federation(
         ProtocolError: A round could not be finished.
     """
     start = time.perf_counter()
+    require_without_data(config)
     if out is not None:
         _writable(out)
     task = load_task(config, progress)
@@ -276,7 +280,7 @@ def run_federation(
         )
     rule = rule_of(config, task.view.layout)
     lines: dict[str, float] = {}
-    if config.computes_references:
+    if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)
         install(task, rule, state)  # a reference may have used this thread's task
     referenced = time.perf_counter()

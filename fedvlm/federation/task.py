@@ -1,6 +1,7 @@
 """What a party of the federation works on: model, adapter, data and splits."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from fedvlm.adapters import FlatView, attach
 from fedvlm.config import SimulationConfig
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
+from fedvlm.errors import ConfigError
+from fedvlm.federation.no_data import NO_DATA, nothing
 from fedvlm.federation.own_data import own_splits
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
@@ -125,7 +128,10 @@ def load_task(
         with _lock:
             model = load_model(config.model)
             where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-            if where not in _shared:
+            if config.data == NO_DATA and where not in _shared:
+                _shared.clear()
+                _shared[where] = nothing()
+            elif where not in _shared:
                 data = load_data(config.data, progress)
                 splits = make_splits(
                     data,
@@ -140,16 +146,27 @@ def load_task(
     if client is None:
         return task
     parts = task.splits.clients
+    if not parts:
+        raise ConfigError(
+            f"data = {NO_DATA!r} leaves the clients to data of their own, which this one has not; "
+            "name its folder in node.toml"
+        )
     return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
 
 
-def load_own_task(config: SimulationConfig, folder: Path, model_name: str) -> Task:
+def load_own_task(
+    config: SimulationConfig,
+    folder: Path,
+    model_name: str,
+    check: Callable[[LoadedModel], None] | None = None,
+) -> Task:
     """Load what a node works on that has data of its own; nothing else is opened.
 
     Args:
         config: The federation's configuration; its `data` and `model` are not looked at.
         folder: The node's images and captions.
         model_name: The node's base model: "embedded", or a folder.
+        check: Called with the model before the data are opened; raises where it isn't wanted.
 
     Raises:
         ConfigError: There is no such model.
@@ -159,6 +176,8 @@ def load_own_task(config: SimulationConfig, folder: Path, model_name: str) -> Ta
     if getattr(_local, "key", None) != key:
         with _lock:
             model = load_model(model_name)
+            if check is not None:
+                check(model)
             where = (str(folder), model_name)
             if where not in _own:
                 data = load_folder(folder)
