@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config.adapter import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS, KINDS, AdapterSpec
+from fedvlm.config.head import check_head
 from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
 
 _CHOICES = {
     "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
     "membership": ("all", "half"),
-    "adapter": ("lora", "ffa-lora", "prompt", "feature"),
+    "adapter": KINDS,
     "server_optimizer": ("fedavg", "fedavgm", "fedadam"),
     "protect": ("plain", "secagg", "secagg-active", "he"),
+    "noise": ("own", "shared"),
     "dp": ("none", "example", "client", "distributed"),
 }
 
@@ -54,6 +56,7 @@ _RANGES = {
     "rank": _Range(1, 4096),
     "lora_alpha": _Range(1, 1e6),
     "tokens": _Range(1, 1024),
+    "head_rows": _Range(2, 1 << 20),
     "rounds": _Range(1, 1_000_000),
     "fraction": _Range(0, 1, above=True),
     "local_epochs": _Range(1, 100_000),
@@ -90,11 +93,15 @@ class SimulationConfig:
         partition: How pairs are dealt out: designer-topic, dirichlet, iid, quantity.
         alpha: Concentration of the Dirichlet draws, above 0; small is skewed.
         membership: "all", or "half": each pair is a member by a fair coin, for audits.
-        adapter: lora, ffa-lora, prompt or feature.
+        adapter: lora, ffa-lora, prompt, feature or prototypes.
         rank: Rank of the LoRA factors.
         lora_alpha: LoRA's scale is lora_alpha / rank.
         targets: Regular expression over module names for LoRA.
         tokens: Context tokens of the prompt adapter.
+        head_rows: Rows of the sum that prototypes' captions are hashed to.
+        head_captions: Captions that the federation declares it may hold, one a line: prototypes
+            then have a row for each, and no other caption is summed. Empty hashes captions to
+            rows, and infers from the release which hold data.
         rounds: Number of rounds, at least 1.
         fraction: Share of clients in each round, in (0, 1].
         local_epochs: Passes of a client over its data in a round.
@@ -111,6 +118,8 @@ class SimulationConfig:
             whose update is beyond it refuses to send.
         dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
             distributed (clients noise integers that only secure aggregation sums).
+        noise: Who hides an example under example-level DP: own (each client's noise alone does) or
+            shared (each adds a share, and only secure aggregation's sum is seen).
         epsilon: Budget that the noise is solved for, over all rounds; above 0.
         delta: δ that it holds at, in (0, 1).
         clip_norm: L2 norm that an example's gradient or a client's update is clipped to.
@@ -146,6 +155,8 @@ class SimulationConfig:
     lora_alpha: int = 32
     targets: str = DEFAULT_TARGETS
     tokens: int = 4
+    head_rows: int = 4096
+    head_captions: str = ""
     rounds: int = 6
     fraction: float = 1.0
     local_epochs: int = 2
@@ -158,6 +169,7 @@ class SimulationConfig:
     protect: str = "plain"
     update_bound: float = 1.0
     dp: str = "none"
+    noise: str = "own"
     epsilon: float = 8.0
     delta: float = 1e-5
     clip_norm: float = 1.0
@@ -203,13 +215,21 @@ class SimulationConfig:
                 'dp = "distributed" leaves each client\'s own noise far too weak to be seen alone; '
                 f'it needs protect = "secagg", got {self.protect!r}'
             )
+        check_head(self)
         self.adapter_spec()
         self.local_settings(1)
 
     @property
     def computes_references(self) -> bool:
         """Whether references are computed: where asked for, and by default without DP."""
-        return self.dp == "none" if self.references is None else self.references
+        if self.references is None:
+            return self.dp == "none" and self.adapter != "prototypes"
+        return self.references
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether clients add shares of noise to integers that only secure aggregation sums."""
+        return self.dp == "distributed" or (self.dp == "example" and self.noise == "shared")
 
     @property
     def canary_clients(self) -> int:
@@ -228,7 +248,7 @@ class SimulationConfig:
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""
-        return AdapterSpec(self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens)
+        return AdapterSpec(self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens, self.head_rows)
 
     def local_settings(self, server_round: int) -> LocalSettings:
         """Return how a client trains in a round, counted from 1: the rate falls to a tenth."""

@@ -85,7 +85,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None):
     if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
     mode = "active" if config.protect == "secagg-active" else "semi-honest"
-    if config.dp == "distributed":
+    if config.shares_noise:
         from fedvlm.federation.distributed import distributed_policy
 
         if size is None:
@@ -204,7 +204,7 @@ def client_policy(config: SimulationConfig, context: Context):
     Under distributed DP they depend on the adapter's size, for which the model must be loaded; so
     the terms of the first trip are kept in the client's own state for the others.
     """
-    if config.dp != "distributed":
+    if not config.shares_noise:
         return secure_policy(config)
     from secure.aggregation import Policy
 
@@ -243,6 +243,8 @@ def _report(history: list[Any]) -> dict[str, Any]:
 
 def _changed(config: SimulationConfig, most: int) -> dict[str, Any]:
     """Say what a protection does to weights and updates that plain FedAvg doesn't."""
+    if config.dp == "example" and config.shares_noise:
+        return {"weights": "a sum", "clip": "each image to norm 1, by each client"}
     if config.dp == "distributed":
         return {"weights": "uniform", "clip": f"to norm {config.clip_norm:g}, by each client"}
     weights = f"by examples, up to {most:,}" if config.dp == "none" else "uniform"
@@ -270,7 +272,7 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
 
     policy = secure_policy(config)
     strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.trip_timeout)
-    if config.dp == "distributed":  # the protocol counts its summands, not the clients' metrics
+    if config.shares_noise:  # the protocol counts its summands, not the clients' metrics
         inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)
     return Protected(

@@ -21,7 +21,7 @@ from fedvlm.heads.whitening import unit_rows
 
 _COUNTS = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 50, 100, 300, 1000, 10000], float)
 _LEAST_STD = 1e-3
-_NOISY = 0.1
+_STANDS_OUT = 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prior:
     Attributes:
         images: Mean number of images of a caption that is held, a public guess.
         imagined: κ without noise.
-        doubt: What a unit of the noise's variance adds to κ.
+        doubt: What σ²(1 + σ²/2) is multiplied with in κ, σ² the noise's variance.
         empty: Chance that nobody holds a caption that wasn't declared.
         share: a of `counted`.
     """
@@ -49,7 +49,7 @@ class Prior:
 
     def weight(self, std: float) -> float:
         """Return κ, the control's weight in images, at a noise of this standard deviation."""
-        return self.imagined + self.doubt * std**2
+        return self.imagined + self.doubt * std**2 * (1 + std**2 / 2)
 
 
 def _taken_apart(
@@ -126,11 +126,12 @@ def posterior_prototypes(
     sums, told, _ = _taken_apart(noised, std, prior.share)
     direction = unit_rows(control)
     held = presence(noised, std, control, prior) if declared is None else declared.astype(float)
-    # Counts that are noised would let rows of little data speak loudest: all have the mean then.
-    noisy = std >= _NOISY
-    counts = np.full(len(sums), prior.images) if noisy else np.maximum(told, 0.5)
+    # Counts that are noised would let rows of little data speak loudest: those have the mean of
+    # all. Where the count stands out of its noise, as without DP or with many images, it is taken.
+    known = told > _STANDS_OUT * max(std / prior.share, _LEAST_STD)
+    counts = np.where(known, told, prior.images)
     imagined = prior.weight(std)
     found = (sums + imagined * direction) / (imagined + counts)[:, None]
-    if not noisy:  # without noise a prototype's length tells how alike its images are, no more
-        found = unit_rows(found)
+    # A prototype's length then tells how alike its images are, no more.
+    found = np.where(known[:, None], unit_rows(found), found)
     return held[:, None] * found + (1 - held)[:, None] * direction

@@ -95,6 +95,11 @@ class SharedNoise:
         return Relation.ADD_OR_REMOVE
 
     @property
+    def dimension(self) -> int:
+        """Integers that are sent."""
+        return self.size
+
+    @property
     def std(self) -> float:
         """Least standard deviation of the noise on the sum, in the terms' unit."""
         return self.noise_multiplier * self.clip_norm
