@@ -16,17 +16,18 @@ from fedvlm.heads import (
     hashed_rows,
     head_gradients,
     image_sums,
+    mixed_scores,
     posterior_prototypes,
     release_steps,
 )
-from fedvlm.heads.contributions import counted
+from fedvlm.heads.contributions import COUNT_SHARE, DECLARED_SHARE, counted
 from fedvlm.heads.posterior import Prior
 from fedvlm.heads.whitening import unit_rows
 from fedvlm.privacy.analytic import gaussian_epsilon
 from simulations._heads_world import Floats, World, splits_of
 
 CLIENTS = 10
-PRIOR = Prior()
+SHARES = {"declared": DECLARED_SHARE, "inferred": COUNT_SHARE, "hashed": COUNT_SHARE}
 HASHED = 4096
 
 
@@ -123,22 +124,23 @@ def _prototypes(
 ) -> Callable[..., Floats]:
     train = np.concatenate(clients)
     rows, size = _rows(world, cell, int(rng.integers(2**31)))
-    std = cell.std
+    std, share = cell.std, SHARES[cell.rows]
     if cell.clients:
         total, std = _client_sums(world, cell, train, rng)
     else:
-        total = image_sums(world.features[train], rows[world.caption_of[train]], train, size)
+        total = image_sums(world.features[train], rows[world.caption_of[train]], train, size, share)
     noised = (total + std * rng.standard_normal(total.shape))[rows]
     declared = np.isin(np.arange(len(world.texts)), world.caption_of[train])
     told = declared if cell.rows == "declared" else None
-    prior = PRIOR
+    prior = Prior(share=share)
     if cell.clients > CLIENTS:  # the public guess of images a caption
-        prior = Prior(images=3.0 * max(1.0, _pairs(cell, train) / len(train)))
+        prior = Prior(images=3.0 * max(1.0, _pairs(cell, train) / len(train)), share=share)
     found = posterior_prototypes(noised, std, world.directions, told, prior)
-    weight = prior.zero_shot(std)
 
     def scores_of(part: NDArray[np.int64], gallery: NDArray[np.int64]) -> Floats:
-        return weight * world.zero_shot(part, gallery) + world.features[part] @ found[gallery].T
+        cosines = world.zero_shot(part, gallery)
+        vectors, weights = found.vectors[gallery], found.zero_shot[gallery]
+        return mixed_scores(cosines, world.features[part], vectors, weights)
 
     return scores_of
 
@@ -155,15 +157,15 @@ def _client_sums(
     if _pairs(cell, train) > len(train):
         drawn = rng.choice(train, _pairs(cell, train))
     parts = np.array_split(drawn, cell.clients)
-    clip = 0.7 * math.sqrt(np.median([len(part) for part in parts]))
+    clip = 0.7 * math.sqrt(float(np.median([len(part) for part in parts])))
     total = np.zeros((len(world.texts), world.features.shape[1] + 1))
     kept = 0.0
-    terms = counted(world.features)
+    terms = counted(world.features, SHARES[cell.rows])
     for part in parts:
         rows, numbers = np.unique(world.caption_of[part], return_inverse=True)
         one = np.zeros((len(rows), terms.shape[1]))
         np.add.at(one, numbers, terms[part])
-        share = min(1.0, clip / np.linalg.norm(one))
+        share = min(1.0, clip / float(np.linalg.norm(one)))
         total[rows] += share * one
         kept += share * len(part) / len(drawn)
     return total / kept, cell.std * clip / kept

@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.heads.contributions import image_terms
+from fedvlm.heads.contributions import COUNT_SHARE, DECLARED_SHARE, image_terms
 from fedvlm.heads.control import Control, Kernel
 from fedvlm.heads.posterior import Prior, posterior_prototypes
 from fedvlm.heads.rows import declared_rows, hashed_names
 from fedvlm.heads.scores import joint_images, joint_texts
 from fedvlm.heads.whitening import Whitening, identity_whitening
+from fedvlm.models.embedded import stem_whitening
+from fedvlm.models.stem import CHANNELS
 from fedvlm.models.vlm import VLM, Inputs
 
 SIZE = 255
 """Most directions that are kept of a feature; with the count a row is 256 long."""
 _STEM_CHANNELS = 4  # pixels of more channels than this are a stem's feature map
-_NUMBERS = {"seed": int, "width": int, "total": float, "std": float}
+_MOST_ZERO_SHOT = 0.5  # what `Prototypes.zero_shot` never exceeds
+_NUMBERS = ("seed", "width", "total", "std")
 
 
 class PrototypeHead(nn.Module):
@@ -37,20 +40,25 @@ class PrototypeHead(nn.Module):
         seed: Of the hash that deals captions to rows; public.
 
     Attributes:
+        rows: Rows of the sum; as many as captions where those are declared.
         sums: Shape (rows, d + 1): the sum over all images, divided by `total`.
         total: Number of images that `sums` is divided by, a public number.
         std: Standard deviation of the noise on the sum, in images; 0 without DP.
     """
 
+    mean: Tensor
+    matrix: Tensor
+    centre: Tensor
+    anchors: Tensor
+    weights: Tensor
+    declared: Tensor
+
     def __init__(self, vlm: VLM, rows: int, seed: int) -> None:
         super().__init__()
-        width = feature_width(vlm)
         self.rows, self.seed, self.total, self.std = rows, seed, 1.0, 0.0
-        self.set_public(identity_whitening(width), None, vlm.embedding_dim)
+        self.set_public(shipped_whitening(vlm), None, vlm.embedding_dim)
 
-    def set_public(
-        self, whitening: Whitening, control: Control | None, embedding_dim: int
-    ) -> None:
+    def set_public(self, whitening: Whitening, control: Control | None, embedding_dim: int) -> None:
         """Set what public pairs make of features and captions; the sum starts anew, empty.
 
         Args:
@@ -84,11 +92,22 @@ class PrototypeHead(nn.Module):
 
     def numbers(self) -> dict[str, int | float]:
         """Return what a saved head needs beside its tensors."""
-        return {"seed": self.seed, "width": self.width, "total": self.total, "std": self.std}
+        return {
+            "rows": self.rows,
+            "seed": self.seed,
+            "width": self.width,
+            "total": self.total,
+            "std": self.std,
+        }
+
+    @property
+    def prior(self) -> Prior:
+        """What is expected of a row; less of it counts where captions are declared."""
+        return Prior(share=DECLARED_SHARE if len(self.declared) else COUNT_SHARE)
 
     @property
     def width(self) -> int:
-        """d of a prototype."""
+        """D of a prototype."""
         return self.sums.shape[1] - 1
 
     def features(self, embeddings: Tensor, inputs: Inputs) -> NDArray[np.float64]:
@@ -106,9 +125,7 @@ class PrototypeHead(nn.Module):
     def _names(self, inputs: Inputs) -> NDArray[np.int64]:
         ids, mask = inputs["input_ids"].cpu().numpy(), inputs.get("attention_mask")
         seen = np.ones_like(ids, dtype=bool) if mask is None else mask.cpu().numpy() > 0
-        names = [
-            row[held].astype("<i8").tobytes() for row, held in zip(ids, seen, strict=True)
-        ]
+        names = [row[held].astype("<i8").tobytes() for row, held in zip(ids, seen, strict=True)]
         return hashed_names(names, self.seed)
 
     def terms(
@@ -119,13 +136,14 @@ class PrototypeHead(nn.Module):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return rows and vectors of what images add; see `fedvlm.heads.image_terms`."""
         held = rows >= 0
-        _, places, vectors = image_terms(features[held], rows[held], images[held], self.rows)
+        share = self.prior.share
+        _, places, vectors = image_terms(features[held], rows[held], images[held], self.rows, share)
         return places, vectors
 
     def images(self, embeddings: Tensor, inputs: Inputs) -> Tensor:
         """Widen image embeddings of shape (B, D), unit rows, to (B, D + d + 1), unit rows."""
         features = self.features(embeddings, inputs)
-        return _unit(joint_images(_array(embeddings), features, self._zero_shot()))
+        return _unit(joint_images(_array(embeddings), features, _MOST_ZERO_SHOT))
 
     def texts(self, embeddings: Tensor, inputs: Inputs) -> Tensor:
         """Widen caption embeddings of shape (C, D), unit rows, to (C, D + d + 1), unit rows."""
@@ -133,11 +151,11 @@ class PrototypeHead(nn.Module):
         places = self.rows_of(inputs)
         rows = _array(self.sums)[places] * self.total
         declared = places >= 0 if len(self.declared) else None
-        found = posterior_prototypes(rows, self.std, self._control(texts), declared)
+        found = posterior_prototypes(rows, self.std, self._control(texts), declared, self.prior)
         # All by one number, so that the longest fits; the zero-shot score with them.
-        most = self._longest()
-        weight = self._zero_shot()
-        return _unit(joint_texts(texts / most, np.clip(found / most, -1, 1), weight))
+        longest = self._longest()
+        vectors, weights = found.vectors / longest, found.zero_shot / longest
+        return _unit(joint_texts(texts, vectors, weights, _MOST_ZERO_SHOT))
 
     def _control(self, texts: NDArray[np.float64]) -> NDArray[np.float64]:
         if not len(self.anchors):
@@ -147,14 +165,10 @@ class PrototypeHead(nn.Module):
         control = Control(Kernel(), _array(self.centre), anchors, weights, nothing)
         return control.prototypes(texts)
 
-    def _zero_shot(self) -> float:
-        return max(Prior().zero_shot(self.std), 0.05)
-
     def _longest(self) -> float:
         """Return a length that no prototype exceeds, the same for every set of captions."""
         lengths = np.linalg.norm(_array(self.sums), axis=1).max(initial=0.0) * self.total
-        prior = Prior()
-        noisy = 1.1 * lengths / (prior.weight(self.std) + prior.images) + 1.0
+        noisy = 1.1 * lengths / (self.prior.weight(self.std) + self.prior.images) + 1.0
         return max(1.0, noisy)
 
 
@@ -168,8 +182,17 @@ def raw_features(embeddings: Tensor, inputs: Inputs) -> NDArray[np.float64]:
 
 def feature_width(vlm: VLM) -> int:
     """Return the width of `raw_features` for a model."""
-    channels = vlm.backbone.config.vision_config.num_channels  # pyright: ignore
+    config: Any = vlm.backbone.config
+    channels = int(config.vision_config.num_channels)
     return channels if channels >= _STEM_CHANNELS else vlm.embedding_dim
+
+
+def shipped_whitening(vlm: VLM) -> Whitening:
+    """Return the stem's whitening for models on it, else the map that only scales to norm 1."""
+    width = feature_width(vlm)
+    if width != CHANNELS or width == vlm.embedding_dim:
+        return identity_whitening(width)
+    return Whitening(*stem_whitening())
 
 
 def loaded_head(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> PrototypeHead:
@@ -179,10 +202,11 @@ def loaded_head(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> 
         ConfigError: Its configuration is broken.
         IntegrityError: Its tensors don't fit each other, or the model.
     """
-    for name, kind in _NUMBERS.items():
-        value = content.get(name)
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not math.isfinite(value) or value < 0 or (kind is int and value != int(value)):
+    for name in _NUMBERS:
+        value: Any = content.get(name)
+        whole = type(value) is int
+        sound = whole or (type(value) is float and name in ("total", "std"))
+        if not sound or not 0 <= value < 2**63 or not math.isfinite(value):
             raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
     rows = content.get("rows")
     if type(rows) is not int or not 2 <= rows <= 1 << 20:

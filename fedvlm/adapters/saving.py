@@ -56,7 +56,7 @@ def save_adapter(vlm: VLM, spec: AdapterSpec, folder: Path) -> None:
         told = {"fedvlm_kind": spec.kind, "tokens": spec.tokens}
         if vlm.head is not None:
             state = {f"head.{name}": tensor for name, tensor in vlm.head.state_dict().items()}
-            told = {"fedvlm_kind": spec.kind, "rows": spec.rows, **vlm.head.numbers()}
+            told = {"fedvlm_kind": spec.kind, **vlm.head.numbers()}  # pyright: ignore
         text = json.dumps(told)
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with whole_file(folder / _WEIGHTS) as temporary:
@@ -144,12 +144,14 @@ def load_adapter(vlm: VLM, folder: Path) -> AdapterSpec:
 
 def _load_own(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> AdapterSpec:
     if content.get("fedvlm_kind") == "prototypes":
-        vlm.head = loaded_head(vlm, content, state)
-        return AdapterSpec("prototypes", rows=vlm.head.rows)
+        head = loaded_head(vlm, content, state)
+        vlm.head = head
+        return AdapterSpec("prototypes", rows=head.rows)
     kind, tokens = content.get("fedvlm_kind"), content.get("tokens", 4)
     if kind not in ("prompt", "feature"):
         raise ConfigError(
-            f"it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes), got {kind!r}"
+            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes), got "
+            f"{kind!r}"
         )
     if type(tokens) is not int:
         raise ConfigError(f"tokens must be a whole number, got {tokens!r}")

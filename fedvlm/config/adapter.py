@@ -22,7 +22,7 @@ class AdapterSpec:
 
     Attributes:
         kind: `lora` (Hu et al. 2021), `ffa-lora` (A frozen: Sun et al. 2024), `prompt` (CoOp:
-            Zhou et al. 2022) or `feature` (FedCLIP: Lu et al. 2023), or `prototypes` (a sum of frozen
+            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023) or `prototypes` (a sum of frozen
             features by caption, in one round).
         rank: Rank r of the LoRA factors, at least 1.
         alpha: LoRA's scale is alpha / rank; above 0.

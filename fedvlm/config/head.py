@@ -40,9 +40,7 @@ def check_head(config: "SimulationConfig") -> None:
     if not prototypes:
         return
     if config.rounds != 1:
-        raise ConfigError(
-            f"prototypes are one sum, released once: rounds = 1; got {config.rounds}"
-        )
+        raise ConfigError(f"prototypes are one sum, released once: rounds = 1; got {config.rounds}")
     if config.dp in ("client", "distributed") or (config.dp == "example" and config.noise == "own"):
         raise ConfigError(
             'prototypes take dp = "none", or dp = "example" with noise = "shared"; got '

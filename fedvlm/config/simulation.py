@@ -248,7 +248,9 @@ class SimulationConfig:
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""
-        return AdapterSpec(self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens, self.head_rows)
+        return AdapterSpec(
+            self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens, self.head_rows
+        )
 
     def local_settings(self, server_round: int) -> LocalSettings:
         """Return how a client trains in a round, counted from 1: the rate falls to a tenth."""

@@ -7,7 +7,7 @@ image. All else works on public pairs or on what has been released, and costs no
 from fedvlm.heads.contributions import image_sums, image_terms
 from fedvlm.heads.control import Control, fit_control
 from fedvlm.heads.linear import LinearHead, head_gradients, release_steps, train_head
-from fedvlm.heads.posterior import Prior, posterior_prototypes, presence
+from fedvlm.heads.posterior import Prior, Prototypes, posterior_prototypes, presence
 from fedvlm.heads.rows import hashed_rows
 from fedvlm.heads.scores import joint_images, joint_texts, mixed_scores
 from fedvlm.heads.text import TextMap, random_features
@@ -17,6 +17,7 @@ __all__ = [
     "Control",
     "LinearHead",
     "Prior",
+    "Prototypes",
     "TextMap",
     "Whitening",
     "fit_control",

@@ -14,7 +14,9 @@ from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.heads.whitening import unit_rows
 
 COUNT_SHARE = 0.25
-"""a: how much of an image's unit vector says that it is there at all."""
+"""a: how much of an image's unit vector says that it is there at all, where rows are inferred."""
+DECLARED_SHARE = 0.05
+"""The same where the captions that are held were declared, and little need be told."""
 
 
 def counted(features: NDArray[np.floating], share: float = COUNT_SHARE) -> NDArray[np.float64]:

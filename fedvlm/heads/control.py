@@ -107,4 +107,5 @@ def fit_control(
     anchors = unit_rows(chosen - centre)
     covariance = kernel.between(anchors, anchors) + np.diag(kernel.within / counts)
     solved = np.linalg.inv(covariance)
-    return Control(kernel, centre, anchors, solved @ means, solved)
+    weights: NDArray[np.float64] = solved @ means
+    return Control(kernel, centre, anchors, weights, solved.astype(np.float64))

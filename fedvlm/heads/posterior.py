@@ -22,6 +22,7 @@ from fedvlm.heads.whitening import unit_rows
 _COUNTS = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 50, 100, 300, 1000, 10000], float)
 _LEAST_STD = 1e-3
 _STANDS_OUT = 20
+_LONG = 3
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,27 @@ class Prior:
 
     images: float = 3.0
     imagined: float = 0.5
-    doubt: float = 6.0
+    doubt: float = 4.5
     empty: float = 0.5
     share: float = COUNT_SHARE
-
-    def zero_shot(self, std: float) -> float:
-        """Return what the zero-shot score weighs beside a prototype's, as κ images of it would."""
-        imagined = self.weight(std)
-        return 0.5 * imagined / (imagined + self.images)
 
     def weight(self, std: float) -> float:
         """Return κ, the control's weight in images, at a noise of this standard deviation."""
         return self.imagined + self.doubt * std**2 * (1 + std**2 / 2)
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """What a released sum says of captions.
+
+    Attributes:
+        vectors: Shape (N, d): expected prototypes.
+        zero_shot: Shape (N,): what the zero-shot score weighs beside x · vector: as the control, it
+            counts as imagined images, and a caption of many real ones leaves it little.
+    """
+
+    vectors: NDArray[np.float64]
+    zero_shot: NDArray[np.float64]
 
 
 def _taken_apart(
@@ -59,7 +69,8 @@ def _taken_apart(
     if noised.ndim != 2 or noised.shape[1] < 2 or not np.isfinite(noised).all():
         raise IntegrityError(f"a noised sum is finite, of shape (N, d + 1); got {noised.shape}")
     gain = math.sqrt(1 - share**2)
-    return noised[:, :-1] / gain, noised[:, -1] / share, max(std / gain, _LEAST_STD)
+    values = np.asarray(noised, dtype=np.float64)
+    return values[:, :-1] / gain, values[:, -1] / share, max(std / gain, _LEAST_STD)
 
 
 def presence(
@@ -105,7 +116,7 @@ def posterior_prototypes(
     control: NDArray[np.floating],
     declared: NDArray[np.bool_] | None = None,
     prior: Prior | None = None,
-) -> NDArray[np.float64]:
+) -> Prototypes:
     """Return the expected prototypes of captions, given their rows of a noised sum.
 
     Args:
@@ -115,23 +126,24 @@ def posterior_prototypes(
         declared: Shape (N,): which captions were said to be held; inferred where None.
         prior: See `Prior`.
 
-    Returns:
-        Shape (N, d).
-
     Guarantees:
         Post-processing: it reads what was released, and what is public. A row that isn't declared
         is the control's to the letter.
     """
     prior = prior or Prior()
-    sums, told, _ = _taken_apart(noised, std, prior.share)
+    sums, told, noise = _taken_apart(noised, std, prior.share)
     direction = unit_rows(control)
     held = presence(noised, std, control, prior) if declared is None else declared.astype(float)
     # Counts that are noised would let rows of little data speak loudest: those have the mean of
-    # all. Where the count stands out of its noise, as without DP or with many images, it is taken.
+    # all. Where count or row stand out of their noise, as without DP or with many images, not so.
+    lengths = np.linalg.norm(sums, axis=1)
     known = told > _STANDS_OUT * max(std / prior.share, _LEAST_STD)
-    counts = np.where(known, told, prior.images)
+    long = lengths > _LONG * noise * math.sqrt(sums.shape[1])
+    counts = np.where(known, told, np.where(long, lengths, prior.images))
     imagined = prior.weight(std)
     found = (sums + imagined * direction) / (imagined + counts)[:, None]
     # A prototype's length then tells how alike its images are, no more.
-    found = np.where(known[:, None], unit_rows(found), found)
-    return held[:, None] * found + (1 - held)[:, None] * direction
+    found = np.where((known | long)[:, None], unit_rows(found), found)
+    vectors = held[:, None] * found + (1 - held)[:, None] * direction
+    real = np.where(known | long, counts, prior.images)
+    return Prototypes(vectors, 0.5 * imagined / (imagined + real))

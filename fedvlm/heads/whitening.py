@@ -24,8 +24,8 @@ def unit_rows(values: NDArray[np.floating]) -> NDArray[np.float64]:
         [[0.6, 0.8], [0.0, 0.0]]
     """
     rows = np.asarray(values, dtype=np.float64)
-    fine = np.isfinite(rows).all(axis=1)
-    rows = np.where(fine[:, None], rows, 0.0)
+    fine = np.isfinite(rows).all(axis=1, keepdims=True)
+    rows = np.where(fine, rows, 0.0)
     # First by the largest entry: squares of what is huge or tiny would leave double precision.
     most = np.abs(rows).max(axis=1, initial=0.0)
     rows = rows / np.where(most > 0, most, 1.0)[:, None]

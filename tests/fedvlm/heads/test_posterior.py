@@ -38,7 +38,7 @@ def test_undeclared_rows_are_the_controls_to_the_letter(world):
     noised = noised + np.random.default_rng(1).normal(size=noised.shape)
     declared = np.arange(CLASSES) < CLASSES // 2
     found = posterior_prototypes(noised, 1.0, control, declared)
-    assert np.array_equal(found[~declared], unit_rows(control)[~declared])
+    assert np.array_equal(found.vectors[~declared], unit_rows(control)[~declared])
 
 
 def test_presence_is_inferred_from_what_was_released(world):
@@ -56,14 +56,14 @@ def test_much_noise_leaves_the_control(world):
     _, caption, images, control = world
     clean = image_sums(images, caption, np.arange(len(images)), CLASSES)
     noised = clean + 100 * np.random.default_rng(3).normal(size=clean.shape)
-    found = unit_rows(posterior_prototypes(noised, 100.0, control, np.ones(CLASSES, bool)))
+    found = unit_rows(posterior_prototypes(noised, 100.0, control, np.ones(CLASSES, bool)).vectors)
     assert (found * unit_rows(control)).sum(axis=1).min() > 0.9
 
 
 def test_without_noise_a_prototype_is_its_images_mean(world):
     true, caption, images, control = world
     clean = image_sums(images, caption, np.arange(len(images)), CLASSES)
-    found = posterior_prototypes(clean, 0.0, control)
+    found = posterior_prototypes(clean, 0.0, control).vectors
     held = CLASSES // 2
     assert ((images @ found[:held].T).argmax(axis=1) == caption).all()
     assert (found[:held] * true[:held]).sum(axis=1).min() > 0.9
@@ -74,9 +74,11 @@ def test_embeddings_rank_as_scores_do():
     zi, zt = unit_rows(rng.normal(size=(7, 5))), unit_rows(rng.normal(size=(9, 5)))
     x, m = unit_rows(rng.normal(size=(7, 6))), 0.7 * unit_rows(rng.normal(size=(9, 6)))
     m *= rng.uniform(0.2, 1, size=(9, 1))
-    left, right = unit_rows(joint_images(zi, x, 0.4)), unit_rows(joint_texts(zt, m, 0.4))
-    scores = mixed_scores(zi @ zt.T, x, m, 0.4)
-    assert np.allclose(left @ right.T, scores / 1.4)
+    weights = rng.uniform(0.05, 0.5, size=9)
+    left, right = joint_images(zi, x, 0.5), joint_texts(zt, m, weights, 0.5)
+    assert np.allclose(np.linalg.norm(right, axis=1) ** 2, 1.5)
+    assert np.allclose(np.linalg.norm(left, axis=1) ** 2, 1.5)
+    assert np.allclose(left @ right.T, mixed_scores(zi @ zt.T, x, m, weights))
 
 
 def test_control_smooths_over_text_and_whitening_is_round():
