@@ -198,6 +198,7 @@ def _head(
 
     def scores_of(part: NDArray[np.int64], gallery: NDArray[np.int64]) -> Floats:
         own = head.temperature * (world.features[part] @ trained) @ texts[gallery].T
+        own = own * np.isin(gallery, captions)  # what wasn't declared is the control's
         control = unit_rows(world.directions[gallery])
         known = 0.3 * world.zero_shot(part, gallery) + world.features[part] @ control.T
         return own + weight * known

@@ -40,7 +40,7 @@ class Prior:
     images: float = 3.0
     imagined: float = 0.5
     doubt: float = 4.5
-    empty: float = 0.5
+    empty: float = 0.7
     share: float = COUNT_SHARE
 
     def weight(self, std: float) -> float:
