@@ -6,6 +6,7 @@ from fedvlm.adapters.feature import FeatureGate
 from fedvlm.adapters.flat import FlatView
 from fedvlm.adapters.lora import attach_lora
 from fedvlm.adapters.prompt import PromptContext
+from fedvlm.adapters.prototypes import PrototypeHead
 from fedvlm.adapters.spec import AdapterSpec
 from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
@@ -24,7 +25,8 @@ def refuse_second(vlm: VLM) -> None:
     Raises:
         ConfigError: It has one.
     """
-    if vlm.prompt is not None or vlm.gate is not None or hasattr(vlm.backbone, "peft_config"):
+    added = (vlm.prompt, vlm.gate, vlm.head)
+    if any(each is not None for each in added) or hasattr(vlm.backbone, "peft_config"):
         raise ConfigError("the model already has an adapter; merge it or load the model anew")
 
 
@@ -56,6 +58,8 @@ def attach(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> FlatView:
         prompt = PromptContext(vlm.backbone, spec.tokens, seed.torch("adapter"))
         prompt.left_padding = vlm.left_padding
         vlm.prompt = prompt
+    elif spec.kind == "prototypes":
+        vlm.head = PrototypeHead(vlm, spec.rows, seed.number("rows") % (1 << 63))
     else:
         vlm.gate = FeatureGate(vlm.embedding_dim, seed.torch("adapter"))
     return FlatView(vlm)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedvlm.adapters.attach import attach, freeze, refuse_second
 from fedvlm.adapters.lora import load_lora
+from fedvlm.adapters.prototypes import loaded_head
 from fedvlm.adapters.spec import AdapterSpec
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.files import whole_file, write_text
@@ -52,7 +53,11 @@ def save_adapter(vlm: VLM, spec: AdapterSpec, folder: Path) -> None:
         text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
     else:
         state = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
-        text = json.dumps({"fedvlm_kind": spec.kind, "tokens": spec.tokens})
+        told = {"fedvlm_kind": spec.kind, "tokens": spec.tokens}
+        if vlm.head is not None:
+            state = {f"head.{name}": tensor for name, tensor in vlm.head.state_dict().items()}
+            told = {"fedvlm_kind": spec.kind, **vlm.head.numbers()}  # pyright: ignore
+        text = json.dumps(told)
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with whole_file(folder / _WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -138,10 +143,15 @@ def load_adapter(vlm: VLM, folder: Path) -> AdapterSpec:
 
 
 def _load_own(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> AdapterSpec:
+    if content.get("fedvlm_kind") == "prototypes":
+        head = loaded_head(vlm, content, state)
+        vlm.head = head
+        return AdapterSpec("prototypes", rows=head.rows)
     kind, tokens = content.get("fedvlm_kind"), content.get("tokens", 4)
     if kind not in ("prompt", "feature"):
         raise ConfigError(
-            f"it says neither peft_type nor a known fedvlm_kind (prompt, feature), got {kind!r}"
+            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes), got "
+            f"{kind!r}"
         )
     if type(tokens) is not int:
         raise ConfigError(f"tokens must be a whole number, got {tokens!r}")

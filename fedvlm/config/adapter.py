@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
 
-KINDS = ("lora", "ffa-lora", "prompt", "feature")
+KINDS = ("lora", "ffa-lora", "prompt", "feature", "prototypes")
 
 # All the linear layers of both towers by Hugging Face's names. A bare `q_proj` would do too, but
 # says nothing about which tower it hits; the pattern is matched against the full module path.
@@ -22,7 +22,8 @@ class AdapterSpec:
 
     Attributes:
         kind: `lora` (Hu et al. 2021), `ffa-lora` (A frozen: Sun et al. 2024), `prompt` (CoOp:
-            Zhou et al. 2022) or `feature` (FedCLIP: Lu et al. 2023).
+            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023) or `prototypes` (a sum of frozen
+            features by caption, in one round).
         rank: Rank r of the LoRA factors, at least 1.
         alpha: LoRA's scale is alpha / rank; above 0.
         targets: Where LoRA goes: a regular expression over full module names, or names separated
@@ -30,6 +31,7 @@ class AdapterSpec:
             `all-linear`, leave out modules that the model doesn't use; elsewhere such a module is
             refused.
         tokens: Number of context tokens, for `prompt`.
+        rows: Rows of the sum that captions are hashed to, for `prototypes`.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -40,10 +42,13 @@ class AdapterSpec:
     alpha: float = 32
     targets: str = DEFAULT_TARGETS
     tokens: int = 4
+    rows: int = 4096
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"adapter must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not 2 <= self.rows <= 1 << 20:
+            raise ConfigError(f"an adapter's rows must be in [2, 2^20], got {self.rows}")
         if not (self.rank >= 1 and 0 < self.alpha < math.inf and self.tokens >= 1):
             raise ConfigError(
                 f"an adapter needs rank >= 1, alpha > 0 and tokens >= 1, got rank={self.rank}, "

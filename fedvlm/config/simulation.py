@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config.adapter import DEFAULT_TARGETS, AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS, KINDS, AdapterSpec
+from fedvlm.config.head import check_head
 from fedvlm.config.rules import COMPRESSIONS, RULES, SHARES, check_rules
 from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
@@ -15,12 +16,13 @@ from fedvlm.errors import ConfigError
 _CHOICES = {
     "partition": ("designer-topic", "dirichlet", "iid", "quantity"),
     "membership": ("all", "half"),
-    "adapter": ("lora", "ffa-lora", "prompt", "feature"),
+    "adapter": KINDS,
     "share": SHARES,
     "rule": RULES,
     "compression": COMPRESSIONS,
     "server_optimizer": ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"),
     "protect": ("plain", "secagg", "secagg-active", "he"),
+    "noise": ("own", "shared"),
     "dp": ("none", "example", "client", "distributed"),
 }
 
@@ -58,6 +60,7 @@ _RANGES = {
     "rank": _Range(1, 4096),
     "lora_alpha": _Range(1, 1e6),
     "tokens": _Range(1, 1024),
+    "head_rows": _Range(2, 1 << 20),
     "rounds": _Range(1, 1_000_000),
     "fraction": _Range(0, 1, above=True),
     "local_epochs": _Range(1, 100_000),
@@ -98,11 +101,15 @@ class SimulationConfig:
         partition: How pairs are dealt out: designer-topic, dirichlet, iid, quantity.
         alpha: Concentration of the Dirichlet draws, above 0; small is skewed.
         membership: "all", or "half": each image is a member by a fair coin, for audits.
-        adapter: lora, ffa-lora, prompt or feature.
+        adapter: lora, ffa-lora, prompt, feature or prototypes.
         rank: Rank of the LoRA factors.
         lora_alpha: LoRA's scale is lora_alpha / rank.
         targets: Regular expression over module names for LoRA.
         tokens: Context tokens of the prompt adapter.
+        head_rows: Rows of the sum that prototypes' captions are hashed to.
+        head_captions: Captions that the federation declares it may hold, one a line: prototypes
+            then have a row for each, and no other caption is summed. Empty hashes captions to
+            rows, and infers from the release which hold data.
         rounds: Number of rounds, at least 1.
         fraction: Share of clients in each round, in (0, 1].
         local_epochs: Passes of a client over its data in a round.
@@ -132,6 +139,8 @@ class SimulationConfig:
             for more than the quorum that follows from the cohort; 0 takes that.
         dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
             distributed (clients noise integers that only secure aggregation sums).
+        noise: Who hides an example under example-level DP: own (each client's noise alone does) or
+            shared (each adds a share, and only secure aggregation's sum is seen).
         epsilon: Budget that the noise is solved for, over all rounds; above 0.
         delta: δ that it holds at, in (0, 1).
         clip_norm: L2 norm that an example's gradient or a client's update is clipped to.
@@ -167,6 +176,8 @@ class SimulationConfig:
     lora_alpha: int = 32
     targets: str = DEFAULT_TARGETS
     tokens: int = 4
+    head_rows: int = 4096
+    head_captions: str = ""
     rounds: int = 6
     fraction: float = 1.0
     local_epochs: int = 2
@@ -187,6 +198,7 @@ class SimulationConfig:
     update_bound: float = 1.0
     min_clients: int = 0
     dp: str = "none"
+    noise: str = "own"
     epsilon: float = 8.0
     delta: float = 1e-5
     clip_norm: float = 1.0
@@ -233,13 +245,21 @@ class SimulationConfig:
                 f'it needs protect = "secagg", got {self.protect!r}'
             )
         check_rules(self)
+        check_head(self)
         self.adapter_spec()
         self.local_settings(1)
 
     @property
     def computes_references(self) -> bool:
         """Whether references are computed: where asked for, and by default without DP."""
-        return self.dp == "none" if self.references is None else self.references
+        if self.references is None:
+            return self.dp == "none" and self.adapter != "prototypes"
+        return self.references
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether clients add shares of noise to integers that only secure aggregation sums."""
+        return self.dp == "distributed" or (self.dp == "example" and self.noise == "shared")
 
     @property
     def canary_clients(self) -> int:
@@ -258,7 +278,9 @@ class SimulationConfig:
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""
-        return AdapterSpec(self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens)
+        return AdapterSpec(
+            self.adapter, self.rank, self.lora_alpha, self.targets, self.tokens, self.head_rows
+        )
 
     def local_settings(self, server_round: int) -> LocalSettings:
         """Return how a client trains in a round, counted from 1: the rate falls to a tenth."""

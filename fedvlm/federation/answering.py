@@ -200,7 +200,7 @@ def client_policy(config: SimulationConfig, context: Context, node: Node | None 
 
 
 def _run_policy(config: SimulationConfig, context: Context, node: Node) -> "Policy":
-    if config.dp != "distributed":
+    if not config.shares_noise:
         return secure_policy(config)
     from secure.aggregation import Policy
 

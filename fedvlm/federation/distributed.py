@@ -19,6 +19,8 @@ from fedvlm.federation.private_client import distributed_mechanism, rotation_see
 from fedvlm.federation.records import VECTOR, one_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.privacy import Ledger, Relation
+from fedvlm.privacy.shared_noise import SharedNoise
+from fedvlm.privacy.skellam import SkellamMechanism
 
 log = logging.getLogger("fedvlm")
 
@@ -40,7 +42,12 @@ def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
     """
     from secure.aggregation import Policy
 
-    plan = distributed_mechanism(config, size).lanes()
+    if config.dp == "example":
+        from fedvlm.federation.head_round import shared_mechanism
+
+        plan = shared_mechanism(config, size).lanes()
+    else:
+        plan = distributed_mechanism(config, size).lanes()
     # Clients clip before they rotate; what is summed are integers, which nothing may rescale.
     terms = Policy(plan=plan, clip="none", update="delta", roster=config.nodes)
     return replace(terms, min_clients=terms.sharing(plan.clients).quorum)
@@ -73,8 +80,11 @@ class DistributedStrategy(PrivateStrategy):
         self, inner: Strategy, config: SimulationConfig, size: int, roll: Roll | None = None
     ) -> None:
         super().__init__(inner, config, roll)
-        self.mechanism = distributed_mechanism(config, size)
-        self._ledger = Ledger("client", config.epsilon, config.delta)
+        self.mechanism: SkellamMechanism | SharedNoise = distributed_mechanism(config, size)
+        self._start(Ledger("client", config.epsilon, config.delta))
+
+    def _start(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._global: NDArray[np.float32] = np.empty(0, dtype=np.float32)
         self.summed: Callable[[], int] = lambda: 0
 
@@ -116,11 +126,19 @@ class DistributedStrategy(PrivateStrategy):
         ):
             log.warning("round %d is abandoned: its sum holds no integers", server_round)
             return None, None
-        seed = rotation_seed(self.config, server_round)
-        delta = self.mechanism.decode(total.astype(np.int64), seed, count)
+        delta = self._decoded(total.astype(np.int64), server_round, count)
         vector = (self._global + delta).astype(np.float32)
         arrays, _ = self.inner.aggregate_train(server_round, [one_reply(vector)])
         return arrays, MetricRecord()
+
+    def _decoded(
+        self, total: NDArray[np.int64], server_round: int, count: int
+    ) -> NDArray[np.float64]:
+        """Return the update that a sum of integers stands for."""
+        if not isinstance(self.mechanism, SkellamMechanism):
+            raise IntegrityError("a sum of another mechanism")
+        seed = rotation_seed(self.config, server_round)
+        return self.mechanism.decode(total, seed, count)
 
     def spent(self) -> float:
         """Return ε of the run so far."""

@@ -15,7 +15,7 @@ from fedvlm.errors import ConfigError, ProtocolError
 PROTECTIONS = ("plain", "he", "secagg", "secagg-active")
 """Ways of summing, from what hides least of an update from the server to what hides most."""
 _USUAL_DELTA = 1e-5
-PRIVACIES = ("none", "example", "client", "distributed")
+PRIVACIES = ("none", "example", "shared", "client", "distributed")
 
 REFUSALS = {
     "protection": 1201,
@@ -79,7 +79,7 @@ class Terms:
         """Return the terms of a run's configuration."""
         return cls(
             protect=config.protect,
-            dp=config.dp,
+            dp="shared" if config.dp == "example" and config.shares_noise else config.dp,
             epsilon=math.inf if config.dp == "none" else config.epsilon,
             delta=0.0 if config.dp == "none" else config.delta,
             rounds=config.rounds,
@@ -96,7 +96,9 @@ class Floor:
 
     Attributes:
         protect: Least protection of a sum: plain, he, secagg or secagg-active.
-        dp: Noise that is accepted. `client` is noise of the *server's*, which the node can't see
+        dp: Noise that is accepted. `shared` is example-level noise of which a client adds a share
+            alone, as `distributed` is at client level: others' honesty is needed beside its own.
+            `client` is noise of the *server's*, which the node can't see
             being added: it is accepted only where it is named here.
         epsilon: Most ε, in all and for ever, that the node tells of its data; infinite for no
             limit. With one, a run without noise is refused.
@@ -128,7 +130,7 @@ class Floor:
 
     def __post_init__(self) -> None:
         if not self.dp:
-            told = ("example", "distributed") if self.bounded else PRIVACIES
+            told = ("example", "shared", "distributed") if self.bounded else PRIVACIES
             object.__setattr__(self, "dp", told)
         if self.bounded and self.delta == 1:
             object.__setattr__(self, "delta", _USUAL_DELTA)

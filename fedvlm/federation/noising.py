@@ -20,6 +20,10 @@ def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy |
     Raises:
         ConfigError: No noise reaches the wished-for ε.
     """
+    if task.config.dp == "example" and task.config.shares_noise:
+        from fedvlm.federation.shared_noise import SharedNoiseStrategy
+
+        return SharedNoiseStrategy(inner, task.config, task.view.size, all_pairs(task), roll)
     if task.config.dp == "example":
         return ExampleLevelStrategy(inner, task.config, all_pairs(task), roll)
     if task.config.dp == "client":

@@ -71,6 +71,8 @@ def _report(history: list[Any]) -> dict[str, Any]:
 
 def _changed(config: SimulationConfig, most: int) -> dict[str, Any]:
     """Say what a protection does to weights and updates that plain FedAvg doesn't."""
+    if config.dp == "example" and config.shares_noise:
+        return {"weights": "a sum", "clip": "each image to norm 1, by each client"}
     if config.dp == "distributed":
         return {"weights": "uniform", "clip": f"to norm {config.clip_norm:g}, by each client"}
     weights = f"by examples, up to {most:,}" if config.dp == "none" else "uniform"
@@ -108,7 +110,7 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
 
     policy = secure_policy(config)
     strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.trip_timeout)
-    if config.dp == "distributed":  # the protocol counts its summands, not the clients' metrics
+    if config.shares_noise:  # the protocol counts its summands, not the clients' metrics
         inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)
     return Protected(

@@ -198,4 +198,12 @@ def _task(
 ) -> Task:
     seed = ExperimentSeed(config.seed)
     view = attach(model.vlm, config.adapter_spec(), seed)
-    return Task(config, seed, data, pairs, splits, model, view, view.read())
+    if config.adapter != "prototypes":
+        return Task(config, seed, data, pairs, splits, model, view, view.read())
+    from fedvlm.federation.head_round import plan_reading, prepare
+
+    prepare(config, model, data, pairs, splits)
+    view = FlatView(model.vlm)
+    task = Task(config, seed, data, pairs, splits, model, view, view.read())
+    plan_reading(config, task)
+    return task

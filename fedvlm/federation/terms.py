@@ -58,7 +58,7 @@ def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy"
     if config.clients < _LEAST_SECURE:
         raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
     mode = "active" if config.protect == "secagg-active" else "semi-honest"
-    if config.dp == "distributed":
+    if config.shares_noise:
         from fedvlm.federation.distributed import distributed_policy
 
         if size is None:

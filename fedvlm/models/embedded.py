@@ -109,6 +109,17 @@ class EmbeddedProcessor:
         }
 
 
+def stem_whitening() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean, shape (320,), and matrix, shape (320, 255), that whiten the stem's features.
+
+    By public pairs alone, within their concepts; `simulations/fit_whitening.py` makes it.
+    """
+    from safetensors.torch import load_file
+
+    held = load_file(checkpoint_dir() / "whitening.safetensors")
+    return held["mean"].double().numpy(), held["matrix"].double().numpy()
+
+
 def load_embedded() -> LoadedModel:
     """Load the embedded model and its processor."""
     from safetensors.torch import load_file

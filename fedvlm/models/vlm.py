@@ -40,6 +40,8 @@ class VLM(nn.Module):
         # What an adapter may put in: tokens before the caption, a gate after the image tower.
         self.prompt: nn.Module | None = None
         self.gate: nn.Module | None = None
+        # What widens both embeddings beside the towers: `fedvlm.adapters.prototypes`.
+        self.head: nn.Module | None = None
         # The padding's id where captions are padded on the left: what the prompt may cut there.
         self.left_padding: int | None = None
         self.train(backbone.training)  # the mode of what it holds, not a new module's own
@@ -70,6 +72,8 @@ class VLM(nn.Module):
         pooled = self.backbone.get_image_features(**inputs).pooler_output  # pyright: ignore
         if self.gate is not None:
             pooled = self.gate(pooled)
+        if self.head is not None:
+            return self.head.images(F.normalize(pooled, dim=-1), inputs)  # pyright: ignore
         return F.normalize(pooled, dim=-1)
 
     def encode_text(self, inputs: Inputs) -> Tensor:
@@ -84,6 +88,8 @@ class VLM(nn.Module):
         if self.prompt is not None:
             inputs = self.prompt(inputs)
         pooled = self.backbone.get_text_features(**inputs).pooler_output  # pyright: ignore
+        if self.head is not None:
+            return self.head.texts(F.normalize(pooled, dim=-1), inputs)  # pyright: ignore
         return F.normalize(pooled, dim=-1)
 
     def similarity(self, images: Inputs, texts: Inputs) -> Tensor:

@@ -76,7 +76,7 @@ def test_asking_for_more_never_loses_a_run_that_was_allowed(least, asked, dp, ca
         assert all(floor.allows(dataclasses.replace(terms, protect=each)) for each in stronger)
         assert floor.allows(dataclasses.replace(terms, epsilon=epsilon / 2))
         assert epsilon <= cap
-        assert dp in ("example", "distributed")
+        assert dp in ("example", "shared", "distributed")
 
 
 def test_a_nan_meets_no_floor():

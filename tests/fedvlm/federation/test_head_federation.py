@@ -1,0 +1,129 @@
+"""Prototypes in a federation: one sum, by any protection, and example-level shared noise."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedvlm.config import config_from
+from fedvlm.errors import ConfigError, IntegrityError
+from fedvlm.federation import Floor, RefusedError, Terms, simulate
+from fedvlm.federation.head_round import head_of, shared_mechanism
+from fedvlm.federation.task import load_task
+from fedvlm.heads import image_sums
+from fedvlm.trained import evaluate, load_trained, predict
+from simulations.two_classes import CAPTIONS, make
+
+SHARED = {"dp": "example", "noise": "shared", "epsilon": 3.0, "delta": 1e-4, "protect": "secagg"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A federation of three clients over eighty images of two classes."""
+    folder = tmp_path_factory.mktemp("two") / "data"
+    make(folder, 80)
+    return {
+        "data": str(folder),
+        "clients": 3,
+        "partition": "iid",
+        "adapter": "prototypes",
+        "rounds": 1,
+        "workers": 1,
+        "head_captions": "\n".join(CAPTIONS),
+    }
+
+
+def vector(config):
+    """Return the adapter that this thread's task was left with."""
+    return load_task(config).view.read()
+
+
+def test_a_round_is_the_sum_of_all_clients_terms_whoever_sums(base):
+    plain = config_from(base)
+    simulate(plain)
+    summed = vector(plain)
+    task = load_task(plain)
+    head, rows = head_of(task), np.concatenate(task.splits.clients)
+    task.model.vlm.head = None
+    inputs = task.pairs.images(rows)
+    features = head.features(task.model.vlm.embed(inputs, "image"), inputs)
+    task.model.vlm.head = head
+    names, numbers = np.unique(task.pairs.caption_of[rows], return_inverse=True)
+    places = head.rows_of(task.pairs.captions(names))[numbers]
+    images, share = task.pairs.groups[rows], head.prior.share
+    oracle = image_sums(features, places, images, 2, share) / len(rows)
+    assert np.abs(summed - oracle.reshape(-1)).max() < 1e-6
+    hidden = config_from(base | {"protect": "secagg"})
+    simulate(hidden)
+    # Three clients' rounding, at a weight of up to 1,000, over the weights' sum.
+    assert np.abs(vector(hidden) - summed).max() <= 3 * 1e-5 * 1000 / len(rows)
+
+
+@pytest.mark.slow
+def test_a_round_under_encryption_is_the_plain_sum(base):
+    plain, hidden = config_from(base), config_from(base | {"protect": "he"})
+    simulate(plain)
+    summed = vector(plain)
+    simulate(hidden)
+    assert np.abs(vector(hidden) - summed).max() < 1e-3
+
+
+def test_shared_noise_is_in_the_ledger_of_server_and_nodes(base, tmp_path):
+    config = config_from(base | SHARED)
+    result = simulate(config, out=tmp_path)
+    told = result.privacy or {}
+    assert told["unit"] == "example"
+    assert not told["simulated_noise"]
+    assert 2.9 < told["epsilon"] <= 3.0
+    for node in range(3):
+        kept = json.loads((tmp_path / "nodes" / str(node) / "told.json").read_text())
+        (event,) = kept["events"]["example"]
+        assert "skellam" in json.dumps(event)
+    mechanism = shared_mechanism(config, load_task(config).view.size)
+    assert told["least_noised"] == mechanism.least_noised
+
+
+def test_what_a_run_learned_is_saved_loaded_and_used(base, tmp_path):
+    result = simulate(config_from(base), out=tmp_path)
+    trained = load_trained(tmp_path)
+    assert evaluate(trained)["test_one_of_100"] == result.rounds[-1]["test_one_of_100"]
+    image = f"{base['data']}/0000.png"
+    ((first, second),) = predict(trained, [image], list(CAPTIONS))
+    assert first.cosine >= second.cosine
+    path = tmp_path / "adapter" / "adapter_config.json"
+    content = json.loads(path.read_text())
+    for key, value in (("rows", 3), ("width", 1)):
+        path.write_text(json.dumps(content | {key: value}))
+        with pytest.raises(IntegrityError, match="shape"):
+            load_trained(tmp_path)
+    path.write_text(json.dumps(content | {"std": -1}))
+    with pytest.raises(ConfigError, match="std"):
+        load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({**SHARED, "adapter": "lora"}, "local steps"),
+        ({**SHARED, "protect": "plain"}, "protect"),
+        ({**SHARED, "protect": "he"}, "protect"),
+        ({**SHARED, "noise": "own"}, "noise"),
+        ({"dp": "client"}, "prototypes take"),
+        ({"dp": "none", "noise": "shared"}, 'noise = "shared" is for'),
+        ({"rounds": 2}, "rounds = 1"),
+        ({"server_optimizer": "fedadam"}, "fedavg"),
+        ({"references": True}, "references"),
+        ({"canaries": 8}, "canaries"),
+    ],
+)
+def test_what_no_sum_of_bounded_terms_can_meet_is_refused(change, match):
+    settings = {"adapter": "prototypes", "rounds": 1} | change
+    with pytest.raises(ConfigError, match=match):
+        config_from(settings)
+
+
+def test_a_floor_for_ones_own_noise_refuses_a_share_of_it():
+    config = config_from({"adapter": "prototypes", "rounds": 1} | SHARED)
+    with pytest.raises(RefusedError, match="dp = 'shared'"):
+        Floor(dp=("example",)).check(Terms.of(config))
+    Floor(dp=("shared",), epsilon=3.0).check(Terms.of(config))
