@@ -87,6 +87,7 @@ def test_m8_an_expired_certificate_says_so_on_every_side(tmp_path, monkeypatch):
     make_identities(folder)
     log = []
     with run_dealer(Dealer(program), folder, log=log.append) as dealing:
+        remote("server", dealing.port, folder).setup(program)  # it has looked at its own by now
         with monkeypatch.context() as patch:
             _expire(patch)
             renew(folder)
