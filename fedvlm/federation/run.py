@@ -126,7 +126,7 @@ def _federate(
             entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
             if number in strategy.abandoned and not entry.get("abandoned"):
-                entry["abandoned"] = "no aggregate"
+                entry["abandoned"] = strategy.abandoned[number]
         history.append(entry)
         keep(state)
         on_round(entry)

@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
 from fedvlm.config import SimulationConfig
-from fedvlm.errors import DropoutError, IntegrityError
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
@@ -114,7 +113,7 @@ class FederationStrategy(WrappingStrategy):
         super().__init__(inner)
         self._roll = roll or Roll(config.nodes)
         self.costs: dict[int, RoundCost] = {}
-        self.abandoned: set[int] = set()
+        self.abandoned: dict[int, str] = {}
         self._config = config
         self._schema = schema
         self._rounds_done = rounds_done
@@ -167,14 +166,17 @@ class FederationStrategy(WrappingStrategy):
             out.append((reply, (seen, told)))
         return out
 
+    def _abandon(self, number: int, reason: str) -> None:
+        log.warning("round %d is abandoned: %s", number, reason)
+        self.abandoned[number] = reason
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies, let the inner strategy sum them, and account for the round.
 
-        Raises:
-            DropoutError: Fewer than two clients answered in clear what can be read.
-            IntegrityError: The aggregate is not finite.
+        A round whose replies can't be averaged is abandoned, and the adapter stays as it is: what
+        one client sends, or doesn't, ends no run.
         """
         number = server_round + self._rounds_done
         # A sum in floating point depends on its order: order by content, not by arrival.
@@ -187,24 +189,32 @@ class FederationStrategy(WrappingStrategy):
             # itself. Under client-level DP the noise hides how many came, none included, and
             # what can't be read counts as zero.
             if len(seen) < MIN_CLIENTS:
-                raise DropoutError(
-                    f"round {number}: {len(seen)} of {len(batch)} clients answered, need at least "
-                    f"{MIN_CLIENTS}; an average of one client is that client's own update"
+                self._abandon(
+                    number,
+                    f"{len(seen)} of {len(batch)} clients answered, need at least {MIN_CLIENTS}; "
+                    "an average of one client is that client's own update",
                 )
             good = [reply for reply, _ in seen]
             batch = [one_reply(each.vector, metrics) for _, (each, metrics) in seen]
         if self._transcript is not None:
             self._transcript.replies(number, [each for _, (each, _) in seen])
         start = time.perf_counter()
-        arrays, metrics = self.inner.aggregate_train(number, batch)
+        arrays, metrics = None, None
+        if number not in self.abandoned:
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+                arrays, metrics = self.inner.aggregate_train(number, batch)
         seconds = time.perf_counter() - start
-        if arrays is None:
-            self.abandoned.add(number)
-        else:
-            vector = arrays[VECTOR].numpy().astype(np.float32)
-            if not np.isfinite(vector).all():
-                raise IntegrityError(f"round {number}: the aggregate is not finite")
+        if arrays is not None:
+            with np.errstate(over="ignore"):
+                vector = arrays[VECTOR].numpy().astype(np.float32)
             arrays = ArrayRecord({VECTOR: Array(vector)})
+            if not np.isfinite(vector).all():
+                self._abandon(
+                    number, "the aggregate is not finite: what a client sent is too large"
+                )
+                arrays = None
+        elif number not in self.abandoned:
+            self._abandon(number, "no aggregate")
         told = dict(metrics or {})
         count, upload = len(good), sum(map(_payload_bytes, good)) / max(1, len(good))
         if self._config.dp == "client":  # who came is secret: report what is public

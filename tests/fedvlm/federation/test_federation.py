@@ -234,8 +234,8 @@ def test_one_client_s_update_is_no_average(small_run):
             raise RuntimeError
         return app(message, context)
 
-    with pytest.raises(DropoutError, match="1 of 3 clients answered"):
-        _start(strategy, task, alone, config)
+    _start(strategy, task, alone, config)
+    assert "1 of 3 clients answered" in strategy.abandoned[1]
 
 
 def test_a_nan_never_reaches_the_model(small_run):
@@ -248,8 +248,10 @@ def test_a_nan_never_reaches_the_model(small_run):
         arrays = ArrayRecord({VECTOR: Array(vector)})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    with pytest.raises(DropoutError, match="0 of 3 clients answered"):
-        _start(strategy, task, poisoned, config)
+    before = task.view.read()
+    result = _start(strategy, task, poisoned, config)
+    assert "0 of 3 clients answered" in strategy.abandoned[1]
+    assert not result.arrays or np.array_equal(result.arrays[VECTOR].numpy(), before)
 
 
 def test_a_client_refuses_an_adapter_of_another_schema(small_run):
