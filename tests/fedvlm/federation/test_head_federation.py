@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from flwr.app import RecordDict
 
 from fedvlm.config import config_from
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation import Floor, RefusedError, Terms, simulate
-from fedvlm.federation.head_round import head_of, shared_mechanism
+from fedvlm.federation.head_round import head_of, head_round, shared_mechanism
+from fedvlm.federation.node import Node
+from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.task import load_task
 from fedvlm.heads import image_sums
 from fedvlm.trained import evaluate, load_trained, predict
@@ -126,4 +129,25 @@ def test_a_floor_for_ones_own_noise_refuses_a_share_of_it():
     config = config_from({"adapter": "prototypes", "rounds": 1} | SHARED)
     with pytest.raises(RefusedError, match="dp = 'shared'"):
         Floor(dp=("example",)).check(Terms.of(config))
-    Floor(dp=("shared",), epsilon=3.0).check(Terms.of(config))
+    Floor(dp=("shared",), epsilon=3.0, delta=1e-4).check(Terms.of(config))
+
+
+def test_a_node_that_has_told_all_still_adds_its_share_of_noise(base):
+    """Bare zeros in the place of who can't pay would leave the others' sum too little noise."""
+    config = config_from(base | SHARED)
+    task = load_task(config)
+    ledger = NodeLedger(Node(0, Floor(rounds=1), simulated=True), RecordDict())
+    mechanism = shared_mechanism(config, task.view.size)
+    head_round(task, 0, 1, ledger, "1/m")
+    sent, told = head_round(task, 0, 2, ledger, "1/m")
+    assert told == {"num-examples": 1}
+    # Over P draws the variance is estimated within √(2/P): five of those, false alarms 6e-7.
+    allowed = 5 * (2 / task.view.size) ** 0.5
+    assert abs(sent.var() / mechanism.local_variance - 1) < allowed
+
+
+def test_colluders_of_the_whole_roster_are_left_out_of_the_plan(base):
+    """S5: of a small cohort a server may pick all of a large roster's colluders."""
+    few = config_from(base | SHARED | {"clients": 40, "fraction": 0.25})
+    all_of_ten = config_from(base | SHARED | {"clients": 10})
+    assert shared_mechanism(few, 642).least_noised < shared_mechanism(all_of_ten, 642).least_noised
