@@ -139,6 +139,9 @@ clients = {clients}
 protect = "{protect}"
 rounds = 6
 
+# Fewest nodes in a sum: as many as the nodes' own floors ask for, or they refuse.
+min_clients = 3
+
 # The server has no data; every node trains on the folder that its own node.toml names.
 data = "none"
 model = {model}
