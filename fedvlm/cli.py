@@ -1,4 +1,4 @@
-"""The command line: fedvlm simulate | deploy | audit | report | privacy | infer | data | doctor.
+"""The command line: fedvlm simulate | deploy | audit | trust | report | privacy | infer | data ….
 
 Heavy packages are imported inside the commands, so that `--help` answers at once.
 """
@@ -241,6 +241,16 @@ def audit(context: typer.Context) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(audit_command)
     raise typer.Exit(command(context.args, prog_name="fedvlm audit", standalone_mode=False) or 0)
+
+
+@app.command(context_settings=_FORWARD)
+def trust(context: typer.Context) -> None:
+    """Measure fairness, robustness and safety of a run beside zero-shot: fedvlm trust DIR."""
+    from fedvlm.trust.cli import trust_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(trust_command)
+    raise typer.Exit(command(context.args, prog_name="fedvlm trust", standalone_mode=False) or 0)
 
 
 @app.command(context_settings=_FORWARD)

@@ -38,7 +38,7 @@ class Retrieval:
     one_of_100_high: float
 
 
-def _chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+def chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the chance that none of `better` captions is among 99 drawn from `others`."""
     drawn = np.minimum(_GALLERY - 1, others)
     worse = others - better
@@ -117,7 +117,7 @@ def retrieval(
     others = np.full(len(scores), scores.shape[1] - 1)
     if ignored is not None:
         others -= ignored.sum(axis=1)
-    chance = _chance_of_first(better, others)
+    chance = chance_of_first(better, others)
     low, high = mean_interval(chance, np.arange(len(scores)) if images is None else images)
     return Retrieval(
         recall_at_1=float((better < 1).mean()),
