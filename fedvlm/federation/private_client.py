@@ -25,6 +25,7 @@ from fedvlm.privacy.losses import (
     Batch,
     GroupedInfoNCE,
     PrivateLoss,
+    Repaired,
     bank,
     examples,
     group_batch,
@@ -149,7 +150,19 @@ def _loss(
     if len(public):
         chosen = np.sort(task.seed.numpy("bank").permutation(public)[:_BANK])
         loss = bank(task.model.vlm, task.pairs, chosen)
-        return loss, lambda rows: examples(task.pairs, own[rows])
+        repair = task.repair
+        if repair is None:
+            return loss, lambda rows: examples(task.pairs, own[rows])
+
+        def with_extras(rows: NDArray[np.int64]) -> Batch:
+            batch = examples(task.pairs, own[rows])
+            return batch | {"extras": repair.extras(task.model.vlm, own[rows], batch["image"])}
+
+        return Repaired(loss, repair), with_extras
+    if task.repair is not None:
+        raise ConfigError(
+            "a mitigation under example-level DP contrasts with public pairs, and the data has none"
+        )
     groups = max(1, round(settings.expected_batch / (_PLACES / 2)))
     return GroupedInfoNCE(), lambda rows: group_batch(
         task.pairs, own[rows], groups, _PLACES, task.seed

@@ -10,7 +10,7 @@ from fedvlm.config import SimulationConfig
 from fedvlm.config.rules import keeps_personal
 from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
-from fedvlm.federation.grid import InProcessGrid
+from fedvlm.federation.grid import ClientFn, InProcessGrid
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
 from fedvlm.federation.task import Progress, quiet
@@ -62,6 +62,7 @@ def simulate(
     resume: bool = False,
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
+    client: ClientFn = app,
 ) -> Result:
     """Federate an adapter over simulated clients, all in this process.
 
@@ -74,6 +75,7 @@ def simulate(
         resume: Go on from the checkpoint in `out`.
         progress: Called with (task, done, total) during preparation.
         on_round: Called with each round's entry as soon as it is known.
+        client: What every node runs; another one to simulate an attacker among them.
 
     Returns:
         The result.
@@ -82,7 +84,7 @@ def simulate(
         FedVLMError: See `run_federation`.
     """
     config = config or SimulationConfig()
-    grid = InProcessGrid(app, config.nodes, config.to_run_config(), config.workers)
+    grid = InProcessGrid(client, config.nodes, config.to_run_config(), config.workers)
     folder = Path(out) if out is not None else None
     if folder is not None:
         _give_folders(grid, config, folder, resume)

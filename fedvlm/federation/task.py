@@ -1,7 +1,8 @@
 """What a party of the federation works on: model, adapter, data and splits."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
 from fedvlm.federation.no_data import NO_DATA, nothing
 from fedvlm.federation.own_data import own_splits
+from fedvlm.mitigation.repairs import Repair
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
@@ -43,6 +45,7 @@ class Task:
         view: The adapter's trainable parameters as one vector.
         initial: Shape (P,), float32: the adapter that everybody starts from.
         own: The pairs of the client whose task it is; None for the server's.
+        repair: What a mitigation adds to each example's loss; None for nothing.
     """
 
     config: SimulationConfig
@@ -54,6 +57,7 @@ class Task:
     view: FlatView
     initial: NDArray[np.float32]
     own: NDArray[np.int64] | None = None
+    repair: Repair | None = None
 
     def rows(self, client: int) -> NDArray[np.int64]:
         """Return the pairs that a client trains on: its own, or those that it was dealt."""
@@ -72,6 +76,7 @@ class Task:
             self.rows(client),
             self.config.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
+            self.repair,
         )
 
     @cached_property
@@ -152,6 +157,22 @@ def load_task(
             "name its folder in node.toml"
         )
     return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
+
+
+@contextmanager
+def standing_in(config: SimulationConfig, change: Callable[[Task], Task]) -> Iterator[None]:
+    """Let this thread load a changed task of a configuration, as a simulated attacker would.
+
+    Args:
+        config: The federation's configuration.
+        change: Returns the task that is loaded in the block; other threads load the plain one.
+    """
+    task = load_task(config)
+    _local.task = change(task)
+    try:
+        yield
+    finally:
+        _local.key, _local.task = (config, None), task
 
 
 def load_own_task(

@@ -1,5 +1,8 @@
 """The local training loop: what one client does between two messages."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +13,9 @@ from fedvlm.models.vlm import VLM
 from fedvlm.training.losses import contrastive_loss
 from fedvlm.training.pairs import EncodedPairs
 from fedvlm.training.settings import LocalSettings
+
+if TYPE_CHECKING:
+    from fedvlm.mitigation.repairs import Repair
 
 
 def _batches(
@@ -27,6 +33,7 @@ def train_adapter(
     indices: NDArray[np.int64],
     settings: LocalSettings,
     rng: np.random.Generator,
+    repair: "Repair | None" = None,
 ) -> float:
     """Train a model's adapter in place on some pairs.
 
@@ -37,6 +44,7 @@ def train_adapter(
         indices: Shape (n,), the pairs to train on, n >= 2.
         settings: Epochs, batch size, rate.
         rng: Shuffles.
+        repair: A term that is added to the loss, of a mitigation.
 
     Returns:
         Mean loss over the last epoch, in nats.
@@ -57,11 +65,19 @@ def train_adapter(
         losses = []
         for batch in _batches(indices, settings.batch_size, rng):
             rows, position = np.unique(pairs.caption_of[batch], return_inverse=True)
-            images = vlm.encode_image(pairs.images(batch))
+            inputs = pairs.images(batch)
+            images = vlm.encode_image(inputs)
             texts = vlm.encode_text(pairs.captions(rows))[torch.from_numpy(position)]
             concepts = torch.from_numpy(pairs.concepts[batch])
-            loss = contrastive_loss(images, texts, concepts, vlm.logit_scale)
+            contrast = partial(
+                contrastive_loss, texts=texts, concepts=concepts, scale=vlm.logit_scale
+            )
+            loss = contrast(images)
             losses.append(loss.item())
+            if repair is not None:
+                extras = repair.extras(vlm, batch, inputs)
+                term = repair.penalty(vlm, images, texts, extras, contrast)
+                loss = loss + repair.weight * term.mean()
             if settings.proximal_mu:
                 drift = sum(((p - a) ** 2).sum() for p, a in zip(parameters, anchor, strict=True))
                 loss = loss + settings.proximal_mu / 2 * drift

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
-from scipy.stats import norm
 
 from fedvlm.trust.contrasts import bootstrap, mean_estimate
 from fedvlm.trust.estimate import Estimate, UnresolvedError
@@ -46,11 +45,12 @@ def ece_equal_width(confidence: ArrayLike, correct: ArrayLike, bins: int = _BINS
 
 
 def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = _BINS) -> float:
-    """Return ECE over bins of equal mass, less what chance adds to it (Kumar et al. 2019).
+    """Return the debiased calibration error over bins of equal mass (Kumar et al. 2019, def. 5.1).
 
-    Where a model is calibrated, a bin's accuracy still differs from its confidence by chance, and
-    the plain ECE counts that. The accuracy of n answers is taken as normal with variance
-    a(1 − a)/n; the mean of |confidence − that| less |confidence − a| is subtracted, bin by bin.
+    √max(0, Σ_b n_b/N · [(conf_b − acc_b)² − acc_b(1 − acc_b)/(n_b − 1)]). Where a model is
+    calibrated, a bin's accuracy still differs from its confidence by chance, and a plain ECE
+    counts that; the second term is its mean. In squares, since only there is the correction
+    exact: the root is at least what the mean of |conf_b − acc_b| would be.
 
     Args:
         confidence: Shape (N,), in [0, 1].
@@ -65,16 +65,9 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = _BINS) -> float:
     order = np.argsort(sure, kind="stable")
     total = 0.0
     for part in np.array_split(order, count):
-        gap = float(sure[part].mean() - right[part].mean())
-        accuracy, n = float(right[part].mean()), len(part)
-        # n − 1: the variance of the mean is estimated from the same answers.
-        error = float(np.sqrt(accuracy * (1 - accuracy) / max(1, n - 1)))
-        folded = abs(gap)
-        if error > 0:
-            z = gap / error
-            folded = error * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + gap * (1 - 2 * norm.cdf(-z))
-        total += n * (abs(gap) - (folded - abs(gap)))
-    return float(max(0.0, total / len(sure)))
+        gap, accuracy, n = sure[part].mean() - right[part].mean(), right[part].mean(), len(part)
+        total += n * float(gap**2 - accuracy * (1 - accuracy) / max(1, n - 1))
+    return float(np.sqrt(max(0.0, total / len(sure))))
 
 
 def ece_estimate(

@@ -99,7 +99,10 @@ class Tones:
 def load_tone_rows(context: Context) -> tuple[ImageTextData, NDArray[np.int64]]:
     """Load the tone sets that an audit looks at, the same for every model."""
     tones = load_tones()
-    return tones, thinned(tones, context.sizes.designers)
+    rows = thinned(tones, context.sizes.designers)
+    if context.sizes.half:
+        rows = rows[tones.concepts[rows] % 2 == 1]
+    return tones, rows
 
 
 def tone_columns(context: Context) -> dict[str, tuple[str, Measure]]:

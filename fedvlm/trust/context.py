@@ -26,6 +26,7 @@ class Sizes:
         altered: Images that are written on and stamped.
         attacked: Images that are attacked by gradients.
         noise: Images that show nothing.
+        half: Look at the tones of every second concept alone: for what was fitted on the others.
     """
 
     designers: int = 2
@@ -33,6 +34,7 @@ class Sizes:
     altered: int = 200
     attacked: int = 32
     noise: int = 100
+    half: bool = False
 
 
 DEFAULT_SIZES = Sizes()

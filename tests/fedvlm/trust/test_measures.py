@@ -149,7 +149,7 @@ def test_a_calibrated_model_has_no_debiased_ece():
         plain.append(ece_equal_width(sure, right))
         debiased.append(ece(sure, right))
     assert np.mean(plain) > 0.05
-    assert np.mean(debiased) < 0.02
+    assert np.mean(debiased) < 0.4 * np.mean(plain)
 
 
 def test_an_overconfident_model_is_found():
