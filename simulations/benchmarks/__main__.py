@@ -12,7 +12,7 @@ import typer
 
 from simulations.benchmarks import _harness
 
-NAMES = ("aggregation", "smpc", "he", "leakage", "privacy", "federation")
+NAMES = ("aggregation", "smpc", "he", "leakage", "privacy", "federation", "trust")
 
 
 def _available() -> list[str]:
