@@ -206,7 +206,7 @@ def audit_models(
     tested = {
         c.name: c.change.p
         for c in columns
-        if c.primary and c.change is not None and c.change.p is not None
+        if c.primary and c.change is not None and c.change.resolved and c.change.p is not None
     }
     return TrustAudit(tuple(columns), holm(tested))
 

@@ -1,6 +1,7 @@
 """Fairness as it is read off one model: tones, twins, skew, association, probe, own groups."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +97,15 @@ class Tones:
         )
 
 
+@lru_cache(maxsize=1)
+def _tones(designers: int) -> tuple[ImageTextData, NDArray[np.int64]]:
+    tones = load_tones()
+    return tones, thinned(tones, designers)
+
+
 def load_tone_rows(context: Context) -> tuple[ImageTextData, NDArray[np.int64]]:
     """Load the tone sets that an audit looks at, the same for every model."""
-    tones = load_tones()
-    rows = thinned(tones, context.sizes.designers)
+    tones, rows = _tones(context.sizes.designers)
     if context.sizes.half:
         rows = rows[tones.concepts[rows] % 2 == 1]
     return tones, rows

@@ -190,12 +190,8 @@ class Robustness:
         model = context.subject.classifier(self.test().texts)
         generator = context.seed.torch("trust", "masking")
         found = masking(model, surrogate, images, labels, _MASKING_AT, generator, queries=60)
-        value = getattr(found, which) - found.white
-        count = len(images)
-        spread = 1.96 * float(np.sqrt(max(0.25, 1e-9) / count))
-        return Reading(
-            Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), count, count)
-        )
+        differences = getattr(found, which).astype(np.float64) - found.white
+        return reading_of(differences, np.arange(len(differences)))
 
 
 def _median_interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -98,6 +98,8 @@ def skew_excess(
     # A gallery's order must not break ties, or a sorted one is skewed without any score.
     order = np.argsort(-found, axis=1, kind="stable") if not _ties(found) else _jittered(found, rng)
 
+    order = order if k is None else order[:, :k]  # the rest is never looked at
+
     def measure(labels: NDArray[np.int64]) -> Floats:
         ranked = labels[order]
         return ndkl(ranked, wanted) if k is None else max_skew(ranked, wanted, k)

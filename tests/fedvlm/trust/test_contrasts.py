@@ -50,7 +50,7 @@ def test_five_equal_groups_raise_at_most_six_percent_of_false_alarms():
 def test_a_gap_is_found_with_its_sign():
     rng = np.random.default_rng(0)
     values, groups, concepts = _five_equal_groups(rng, 200)
-    values = np.where((groups == 3) & (rng.random(len(values)) < 0.3), 0.0, values)
+    values = np.where((groups == 3) & (rng.random(len(values)) < 0.5), 0.0, values)
     found = gaps_to(values, groups, concepts, 0, rng)
     gap, p = found["3"]
     assert gap.high < 0

@@ -28,7 +28,7 @@ def _images(count=3, size=48):
 
 @pytest.mark.parametrize("kind", list(CORRUPTIONS))
 def test_a_corruption_grows_with_its_severity_and_repeats_by_seed(kind):
-    images = _images()
+    images = np.random.default_rng(1).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
     seed = ExperimentSeed(3)
     far = [np.abs(corrupt(images, kind, s, seed) / 255 - images / 255).mean() for s in SEVERITIES]
     assert far[0] > 0
@@ -107,7 +107,7 @@ def test_on_a_linear_model_an_attack_breaks_just_what_can_be_broken(attack):
     model, x, labels, need = _world()
     radius = float(need.median())
     found = attack(model, x, labels, radius, torch.Generator().manual_seed(0))
-    assert (found - x).abs().max() <= radius * (1 + 1e-6)
+    assert (found.double() - x.double()).abs().max() <= radius
     assert found.min() >= 0
     assert found.max() <= 1
     broken = ~correct(model, found, labels)
@@ -124,7 +124,7 @@ def test_square_needs_no_gradients_and_stays_within():
 
     radius = 3 * float(need.max())
     found = square(blind, x, labels, radius, torch.Generator().manual_seed(0), queries=300)
-    assert (found - x).abs().max() <= radius * (1 + 1e-6)
+    assert (found.double() - x.double()).abs().max() <= radius
     assert (~correct(model, found, labels)).float().mean() > 0.9
     with pytest.raises(UnresolvedError, match="no gradients"):
         pgd(blind, x, labels, 0.1, torch.Generator())
@@ -154,7 +154,7 @@ def test_masked_gradients_are_told():
     hidden = masking(rounded, model, x, labels, radius, torch.Generator().manual_seed(0))
     assert not honest.masked
     assert hidden.masked
-    assert hidden.transfer > 0.9
+    assert hidden.transfer.mean() > 0.9
 
 
 @pytest.mark.slow
