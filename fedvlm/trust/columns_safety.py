@@ -11,6 +11,7 @@ from fedvlm.trust.backdoor import attack_success, stamp
 from fedvlm.trust.columns_fairness import load_tone_rows
 from fedvlm.trust.columns_robustness import Test
 from fedvlm.trust.context import Context
+from fedvlm.trust.contrasts import cluster_means
 from fedvlm.trust.estimate import UnresolvedError
 from fedvlm.trust.readings import Reading, reading_of_gap
 from fedvlm.trust.typographic import scrambled, written
@@ -130,8 +131,7 @@ class Safety:
         others = right != len(captions) - 1
         beaten = (scores >= scores[:, [-1]]).sum(axis=1) == 1
         found = attack_success(scores, len(captions) - 1, right, concepts)
-        values = beaten[others].astype(np.float64)
-        return Reading(found, dict(zip(concepts[others].tolist(), values.tolist(), strict=True)))
+        return Reading(found, cluster_means(beaten[others], concepts[others]))
 
 
 def safety_columns(

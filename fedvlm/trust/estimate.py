@@ -43,8 +43,10 @@ class Estimate:
         return min(self.rows, self.clusters) >= MIN_ROWS and bool(np.isfinite(ends).all())
 
     def __str__(self) -> str:
-        if not self.resolved:
+        if min(self.rows, self.clusters) < MIN_ROWS:
             return f"unresolved ({min(self.rows, self.clusters)} of {MIN_ROWS} needed)"
+        if not self.resolved:
+            return "unresolved (no finite interval)"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def to_dict(self) -> dict[str, Any]:
