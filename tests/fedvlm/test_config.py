@@ -106,7 +106,7 @@ def test_references_are_off_under_dp_unless_asked_for():
     assert not config_from({"references": False}).computes_references
     # A base that didn't ask doesn't ask for what is built upon it.
     assert not config_from({"dp": "client"}, config_from({"rounds": 2})).computes_references
-    assert config_from({"references": "auto"}).references is None
+    assert config_from({"references": "auto"}).training.references is None
 
 
 def test_text_from_the_command_line_is_converted():

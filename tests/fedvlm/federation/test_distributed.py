@@ -24,7 +24,7 @@ SIZE = 500
 def _config():
     # The check of `protect` belongs to the whole configuration; here only the parts are joined.
     config = config_from({"clients": 5, "rounds": 2, "epsilon": 6.0, "clip_norm": 0.5})
-    object.__setattr__(config, "dp", "distributed")
+    object.__setattr__(config.privacy, "dp", "distributed")
     return config
 
 

@@ -33,7 +33,7 @@ def _inner():
 def _strategy(kind, **settings):
     config = config_from({"clients": NODES, "rounds": 2, "epsilon": 4.0, **settings})
     if kind == "distributed":
-        object.__setattr__(config, "dp", "distributed")
+        object.__setattr__(config.privacy, "dp", "distributed")
         return DistributedStrategy(_inner(), config, 64)
     if kind == "example":
         return ExampleLevelStrategy(_inner(), config, 64 * NODES)
@@ -74,7 +74,7 @@ def test_t1_who_is_drawn_does_not_follow_from_the_experiments_seed():
 
 def test_t1_noise_is_planned_without_the_colluders():
     config = config_from({"clients": NODES, "rounds": 2, "epsilon": 4.0, "clip_norm": 0.5})
-    object.__setattr__(config, "dp", "distributed")
+    object.__setattr__(config.privacy, "dp", "distributed")
     mechanism, policy = distributed_mechanism(config, 64), distributed_policy(config, 64)
     colluders = policy.corrupt_members(NODES)
     assert colluders >= 4
