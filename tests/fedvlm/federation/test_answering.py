@@ -48,7 +48,7 @@ def test_keys_roster_and_folder_are_the_node_s_own(node, tmp_path):
     assert mine.identity.public_key == load_identity(tmp_path / "keys" / "1.key").public_key
     assert mine.state == node.state
     assert mine.policy == secure_policy(SECURE)
-    encrypted = he_node(node, replace(SECURE, protect="he"), context)
+    encrypted = he_node(node, config_from({"protect": "he"}, SECURE), context)
     assert (encrypted.key, encrypted.state) == (node.he_key, node.state)
     assert context.node_config == before
 
@@ -59,7 +59,7 @@ def test_a_simulated_node_keeps_no_record_that_would_refuse_a_resumed_round(node
     given = sum_node(simulated, SECURE, context)
     assert given.identity.public_key == load_identity(tmp_path / "theirs" / "1.key").public_key
     assert given.state is None
-    encrypted = he_node(simulated, replace(SECURE, protect="he"), context)
+    encrypted = he_node(simulated, config_from({"protect": "he"}, SECURE), context)
     assert encrypted.key.parent == tmp_path / "theirs"
     assert encrypted.state is None
 
@@ -82,7 +82,7 @@ def test_the_floor_s_fewest_clients_hold_for_the_sum(node):
     assert floor.fewest == 5
     with pytest.raises(PolicyError, match="min_clients is 4, below this client's 5"):
         floor.check(proposed)
-    floor.check(secure_policy(replace(SECURE, min_clients=5)))
+    floor.check(secure_policy(config_from({"min_clients": 5}, SECURE)))
     # A floor never lowers what the run promises.
     low = replace(node, floor=Floor(min_clients=1))
     assert client_policy(SECURE, _context(), low) == proposed
@@ -113,7 +113,7 @@ def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
 )
 def test_terms_that_no_round_can_meet_are_refused_before_one(change, message):
     with pytest.raises(ConfigError, match=message):
-        secure_policy(replace(SECURE, **change))
+        secure_policy(config_from(change, SECURE))
 
 
 def test_nodes_of_the_grid_find_the_keys_that_they_were_given(tmp_path):
