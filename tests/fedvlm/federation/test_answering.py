@@ -11,7 +11,7 @@ from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation import simulate
 from fedvlm.federation.answering import client_policy, he_node, sum_node
-from fedvlm.federation.floor import Floor
+from fedvlm.federation.floor import Floor, Terms
 from fedvlm.federation.node import Node, node_of
 from fedvlm.federation.terms import secure_policy
 from secure.aggregation import load_identity, provision
@@ -86,6 +86,38 @@ def test_the_floor_s_fewest_clients_hold_for_the_sum(node):
     # A floor never lowers what the run promises.
     low = replace(node, floor=Floor(min_clients=1))
     assert client_policy(SECURE, _context(), low) == proposed
+
+
+@pytest.mark.parametrize("protect", ["plain", "he"])
+def test_a_stated_cohort_is_believed_where_no_sum_holds_it(node, protect):
+    """A known limit: a server says "a hundred", asks one, and a floor of 50 can't tell."""
+    config = config_from({"clients": 100, "protect": protect})
+    floor = Floor(min_clients=50, protect=protect)
+    assert floor.allows(Terms.of(config))
+    assert not floor.allows(Terms.of(config_from({"clients": 49}, config)))
+    encrypted = he_node(
+        replace(node, floor=floor), config_from({"protect": "he"}, config), _context()
+    )
+    assert encrypted.policy.quorum == 3
+
+
+@pytest.mark.parametrize("protect", ["secagg", "secagg-active"])
+def test_three_honest_clients_are_in_every_sum_of_any_federation(protect):
+    """S5: also in the smallest cohort that the terms allow, whose quorum holds two of them."""
+    met = 0
+    for clients in (*range(3, 13), 19, 20, 34, 79):
+        for cohort in range(3, clients + 1):
+            config = config_from(
+                {"clients": clients, "protect": protect, "fraction": cohort / clients}
+            )
+            try:
+                policy = secure_policy(config)
+            except ConfigError:
+                continue
+            met += 1
+            least = max(policy.fewest, policy.sharing(config.cohort).quorum)
+            assert least - policy.corrupt_members(config.cohort) >= 3, (clients, cohort)
+    assert met > 100
 
 
 @pytest.mark.parametrize("clients", [3, 10, 34, 100, 1000])
