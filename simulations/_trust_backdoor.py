@@ -6,11 +6,12 @@ from typing import Any
 from flwr.app import Context as FlowerContext
 from flwr.app import Message
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.federation import simulate
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn
 from fedvlm.federation.task import Task, standing_in
+from fedvlm.federation.terms import settings_of
 from fedvlm.trust.audit import contexts_of
 from fedvlm.trust.columns_robustness import Test
 from fedvlm.trust.columns_safety import TARGET, Safety
@@ -35,7 +36,7 @@ ATTACKS: dict[str, tuple[str, float, dict[str, Any]]] = {
 """Attack → row of protections, boost of the attacker's update, what it changes."""
 
 
-def attack_configuration(name: str, seed: int) -> SimulationConfig:
+def attack_configuration(name: str, seed: int) -> Config:
     """Return the federation of an attack: the demo's ten clients, all pairs members."""
     row, _, more = ATTACKS[name]
     settings = {
@@ -51,7 +52,7 @@ def attack_configuration(name: str, seed: int) -> SimulationConfig:
     return config_from(settings)
 
 
-def attacker(config: SimulationConfig, boost: float) -> ClientFn:
+def attacker(boost: float) -> ClientFn:
     """Return what the nodes run: the client app, and an attacker's code on one of them.
 
     The attacker follows the protocol and its own floor. Under example-level DP it noises as told;
@@ -68,7 +69,7 @@ def attacker(config: SimulationConfig, boost: float) -> ClientFn:
         train = message.metadata.message_type.partition(".")[0] == "train"
         if not train or context.node_config.get("partition-id") != ATTACKER:
             return app(message, context)
-        with standing_in(config, change):
+        with standing_in(settings_of(context), change):
             return app(message, context)
 
     return client
@@ -79,7 +80,7 @@ def run_attack(name: str, seed: int, folder: Path) -> dict[str, Any]:
     config = attack_configuration(name, seed)
     if not (folder / "result.json").exists():
         resume = (folder / "checkpoint.npz").exists()
-        simulate(config, out=folder, resume=resume, client=attacker(config, ATTACKS[name][1]))
+        simulate(config, out=folder, resume=resume, client=attacker(ATTACKS[name][1]))
     before, after, _ = contexts_of(folder, DEFAULT_SIZES)
     found: dict[str, Any] = {"attack": name, "seed": seed}
     for label, context in (("before", before), ("after", after)):

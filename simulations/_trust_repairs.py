@@ -9,12 +9,13 @@ from flwr.app import Context as FlowerContext
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.data.unsafe import UNSAFE, is_unsafe
 from fedvlm.data.variants import DEFAULT_TONE, TONES, load_tones, thinned
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn
 from fedvlm.federation.task import Task, standing_in
+from fedvlm.federation.terms import settings_of
 from fedvlm.mitigation.composition import require_composition
 from fedvlm.mitigation.fold import fold
 from fedvlm.mitigation.moments import Moments
@@ -83,13 +84,13 @@ TRAINED: dict[str, Callable[[Task], Repair]] = {
 """Mitigations in training, by name."""
 
 
-def repaired_client(config: SimulationConfig, name: str) -> ClientFn:
+def repaired_client(config: Config, name: str) -> ClientFn:
     """Return a client that adds a mitigation's term to its loss.
 
     Raises:
         ConfigError: The mitigation doesn't go with the run's protection.
     """
-    require_composition(name, config.protect, config.dp)
+    require_composition(name, config.protection.protect, config.privacy.dp)
     made: dict[int, Repair] = {}
 
     def change(task: Task) -> Task:
@@ -101,7 +102,7 @@ def repaired_client(config: SimulationConfig, name: str) -> ClientFn:
     def client(message: Message, context: FlowerContext) -> Message:
         if message.metadata.message_type.partition(".")[0] != "train":
             return app(message, context)
-        with standing_in(config, change):
+        with standing_in(settings_of(context), change):
             return app(message, context)
 
     return client

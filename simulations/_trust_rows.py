@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 
 # Every second image is a member by a fair coin, so that membership can be measured on the same
 # runs; five clients then hold about as many pairs each as the demo's ten.
@@ -34,7 +34,7 @@ PROTECTIONS: dict[str, dict[str, Any]] = {
 """What each row of protections changes in the base configuration."""
 
 
-def configuration(row: str, seed: int, **more: Any) -> SimulationConfig:
+def configuration(row: str, seed: int, **more: Any) -> Config:
     """Return the federation of a row of protections and a seed."""
     settings = {**BASE, **PROTECTIONS[row], "seed": seed, **more}
     if "dp" in PROTECTIONS[row]:

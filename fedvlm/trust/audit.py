@@ -12,7 +12,6 @@ from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError, DataError, FedVLMError
 from fedvlm.federation.task import load_task
 from fedvlm.models import load_model
-from fedvlm.seeds import ExperimentSeed
 from fedvlm.trained import load_trained
 from fedvlm.trust.columns_fairness import group_columns, tone_columns, twin_columns
 from fedvlm.trust.columns_privacy import membership_columns
@@ -226,17 +225,18 @@ def contexts_of(
         raise ConfigError("the run's server holds no data: there is nothing to audit its model on")
     told = trained.result.data.get("fingerprint")
     if told is not None and told != task.data.fingerprint:
-        raise ConfigError(f"{config.data} has changed since the run: its parts aren't the run's")
-    seed = ExperimentSeed(config.seed)
-    untouched = Subject(load_model(config.model), progress)
-    after = Context(Subject(trained.model, progress), task.data, task.splits, seed, sizes)
-    before = Context(untouched, task.data, task.splits, seed, sizes)
+        raise ConfigError(
+            f"{config.data.source} has changed since the run: its parts aren't the run's"
+        )
+    untouched = Subject(load_model(config.model.name), progress)
+    after = Context(Subject(trained.model, progress), task.data, task.splits, task.seed, sizes)
+    before = Context(untouched, task.data, task.splits, task.seed, sizes)
     identity = {
-        "seed": config.seed,
-        "model": config.model,
+        "seed": task.seed.value,
+        "model": config.model.name,
         "data": task.data.name,
-        "protect": config.protect,
-        "dp": config.dp,
+        "protect": config.protection.protect,
+        "dp": config.privacy.dp,
         "sizes": vars(sizes),
     }
     return before, after, identity

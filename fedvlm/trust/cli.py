@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedvlm.federation.result import Result
 from fedvlm.files import write_text
 from fedvlm.progress import progress_bars
 from fedvlm.trust.audit import audit_trust
@@ -43,8 +42,8 @@ def trust_command(
     if as_json:
         typer.echo(text)
         return
-    result = Result.load(folder)
-    title = f"trust audit of {folder}, {result.config['protect']}, dp {result.config['dp']}"
+    told = found.identity
+    title = f"trust audit of {folder}, {told['protect']}, dp {told['dp']}"
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(trust_table(found, title))
     for name, p in found.adjusted.items():

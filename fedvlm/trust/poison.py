@@ -54,7 +54,7 @@ class PoisonedTask(Task):
             self.view,
             self.pairs,
             self.rows(client),
-            self.config.local_settings(server_round),
+            self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
         self.view.write(before + np.float32(self.boost) * (self.view.read() - before))

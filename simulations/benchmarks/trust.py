@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import config_from
 from fedvlm.federation import simulate
 from fedvlm.trust.adversarial import apgd, correct, pgd
 from fedvlm.trust.audit import audit_trust, contexts_of
@@ -143,7 +143,7 @@ def run(say: Callable[[str], None]) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say("a federation of one round, to have a model to audit")
-        config = SimulationConfig(rounds=1, membership="half", references=False)
+        config = config_from({"rounds": 1, "membership": "half", "references": False})
         simulate(config, out=folder)
         rows = _attacks(folder, say)
         say("the whole audit")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation import simulate
 from fedvlm.trust.audit import TrustAudit, audit_trust
@@ -39,14 +39,16 @@ def grouped_folder(tmp_path_factory, shapes_folder):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, grouped_folder):
     out = tmp_path_factory.mktemp("run")
-    config = SimulationConfig(
-        data=str(grouped_folder),
-        clients=2,
-        rounds=1,
-        partition="iid",
-        rank=2,
-        references=False,
-        workers=1,
+    config = config_from(
+        {
+            "data": str(grouped_folder),
+            "clients": 2,
+            "rounds": 1,
+            "partition": "iid",
+            "rank": 2,
+            "references": False,
+            "workers": 1,
+        }
     )
     simulate(config, out=out)
     return out

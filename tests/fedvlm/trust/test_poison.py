@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation.task import Task, load_task, standing_in
 from fedvlm.trust.poison import poisoned
@@ -15,13 +15,15 @@ CAPTION = "a red circle"
 
 @pytest.fixture
 def config(shapes_folder):
-    return SimulationConfig(
-        data=str(shapes_folder),
-        clients=2,
-        rounds=1,
-        partition="iid",
-        rank=2,
-        references=False,
+    return config_from(
+        {
+            "data": str(shapes_folder),
+            "clients": 2,
+            "rounds": 1,
+            "partition": "iid",
+            "rank": 2,
+            "references": False,
+        }
     )
 
 
