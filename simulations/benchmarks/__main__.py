@@ -9,7 +9,7 @@ import typer
 
 from simulations.benchmarks import _harness
 
-NAMES = ("aggregation", "smpc", "he", "leakage", "privacy", "federation")
+NAMES = ("aggregation", "smpc", "he", "leakage", "privacy", "federation", "models")
 
 
 def _available() -> list[str]:
