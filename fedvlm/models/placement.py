@@ -5,30 +5,17 @@ crosses the network. A node may choose device and precision for itself: neither 
 sent but by rounding.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from fedvlm.config.training import check_device
 from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_FORMS = "auto, cpu, cuda, cuda:N or mps"
-
-
-def check_device(name: str) -> None:
-    """Refuse a name that no device has, here or elsewhere.
-
-    Raises:
-        ConfigError: It is none of auto, cpu, cuda, cuda:N, mps.
-    """
-    kind, sign, number = name.partition(":")
-    plain = not sign and kind in ("auto", "cpu", "cuda", "mps")
-    # `isdecimal` alone would take other alphabets' digits, which torch doesn't.
-    numbered = kind == "cuda" and number.isascii() and number.isdecimal() and len(number) < 4
-    if not (plain or numbered):
-        raise ConfigError(f"device must be one of {_FORMS}; got {name!r}")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -66,6 +53,13 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not mps:
         raise ConfigError("device = 'mps', and this machine or torch has no MPS; set it to cpu")
     return device
+
+
+def side_by_side(workers: int, device: torch.device) -> int:
+    """Return how many clients train at a time: as asked, or one a core; on a card, one."""
+    if workers:
+        return workers
+    return (os.cpu_count() or 1) if device.type == "cpu" else 1
 
 
 def dtype_of(name: str) -> torch.dtype:
