@@ -4,6 +4,7 @@ They are read by the package `datasets`, which maps them into memory; an image i
 when it is asked for. Nothing is fetched: every file is the folder's own.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +90,9 @@ def _package() -> Any:
 def _loaded(folder: Path, form: str) -> Any:
     """Return a folder's rows as one `datasets.Dataset`, the splits one behind the other."""
     datasets = _package()
-    bars = datasets.are_progress_bars_disabled()
+    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it met is in the one line below
     try:
         if form == "saved":
             found = datasets.load_from_disk(str(folder), keep_in_memory=False)
@@ -98,8 +100,8 @@ def _loaded(folder: Path, form: str) -> Any:
             suffix = next(key for key, value in _FORMS.items() if value == form)
             found = datasets.load_dataset(
                 form,
-                data_files={"all": _files(folder, suffix)},
-                split="all",
+                data_files={"train": _files(folder, suffix)},
+                split="train",
                 cache_dir=str(cache_dir() / "datasets"),
             )
         if isinstance(found, Mapping):
@@ -109,8 +111,9 @@ def _loaded(folder: Path, form: str) -> Any:
             line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()
         ]
         reason = lines[0] if lines else type(error).__name__
-        raise DataError(f"{folder}: datasets can't read it ({form}): {shown(reason)}") from error
+        raise DataError(f"{folder}: datasets can't read it ({form}): {reason[:200]}") from error
     finally:
+        datasets.logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
     if not len(found):

@@ -37,7 +37,10 @@ def test_a_device_that_isn_t_there_is_refused_before_anything_is_read(small_run,
         ({"micro_batch": -1}, "micro_batch must be at least 0"),
         ({"dp": "example", "device": "cuda"}, 'dp = "example" is computed on the CPU'),
         ({"dp": "example", "dtype": "bfloat16"}, 'dp = "example" is computed on the CPU'),
-        ({"adapter": "prototypes", "device": "mps"}, 'adapter = "prototypes" is computed'),
+        (
+            {"adapter": "prototypes", "rounds": 1, "device": "mps"},
+            'adapter = "prototypes" is computed',
+        ),
         ({"rule": "fedex", "dtype": "bfloat16"}, "would round away"),
     ],
 )
