@@ -131,15 +131,7 @@ def test_a_folder_of_classes_needs_no_package(tmp_path, shapes, monkeypatch):
         (lambda c: c.update(image=[None, *c["image"][1:]]), "holds no image"),
         (
             lambda c: c.update(image=[*c["image"][:5], {"bytes": b"x", "path": None}] * 9),
-            "row 6: image 'row 6' can't be read: not an image",
-        ),
-        (
-            lambda c: c.update(image=[{"bytes": None, "path": "http://x/y.png"}, *c["image"][1:]]),
-            "nothing is fetched",
-        ),
-        (
-            lambda c: c.update(image=[{"bytes": None, "path": "none.png"}, *c["image"][1:]]),
-            "No such file",
+            "row 6: image row 6 can't be read: not an image",
         ),
         (lambda c: c.pop("caption"), "no column of captions"),
     ],
@@ -151,6 +143,19 @@ def test_what_can_t_be_meant_is_named(tmp_path, shapes, change, words):
     with pytest.raises(DataError, match=words) as error:
         load_folder(tmp_path / "data")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("http://x/y.png", "nothing is fetched"), ("none.png", "No such file")]
+)
+def test_images_that_are_named_and_not_held(tmp_path, shapes, path, words):
+    columns = _table(shapes)
+    columns["image"][2] = {"bytes": None, "path": path}
+    (tmp_path / "data").mkdir()
+    # As a struct: as images, `datasets` would look for the files while it saves.
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "data" / "a.parquet"))
+    with pytest.raises(DataError, match=f"row 3.*{words}"):
+        load_folder(tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["part.parquet", "shard.tar", "part.arrow"])
