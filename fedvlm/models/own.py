@@ -69,6 +69,8 @@ class _Pooled:
 class _Backbone(nn.Module):
     """An encoder under the names that the rest of this library knows."""
 
+    base_model_prefix = ""  # peft asks for it where a configuration names a type
+
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
