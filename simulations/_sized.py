@@ -77,7 +77,8 @@ def clip_of(size: ClipSize, dtype: torch.dtype = torch.float32) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CLIPModel(config).to(dtype).eval()
+        model: Any = CLIPModel(config)
+    return model.to(dtype).eval()
 
 
 @dataclass(frozen=True)

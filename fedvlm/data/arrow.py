@@ -177,7 +177,7 @@ def read_arrow(folder: Path, form: str) -> tuple[ArrowSource, list[Row], NDArray
             f"{folder}: no column of captions (caption, text, …) and none of classes (label); its "
             f"columns are {shown(list(table.features))}"
         )
-    kind = table.features.get(label) if label else None
+    kind: Any = table.features.get(label) if label else None
     names = kind.names if isinstance(kind, datasets.ClassLabel) else None
     records, numbers = [], []
     for number in range(len(table)):

@@ -189,7 +189,7 @@ class PixelInputs:
         with self._lock:
             if self._ready or self._store is None:
                 return
-            contents = self._data.contents or ()
+            contents: Sequence[bytes] = self._data.contents or []
             if not self._store.fill([contents[row] for row in self._rows], self._compute):
                 self._store = None
             self._ready = True

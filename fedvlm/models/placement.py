@@ -120,6 +120,8 @@ def place(
             if tensor.is_floating_point() and id(tensor) not in kept and not scalar:
                 to = dtype
             if tensor.device != device or tensor.dtype != to:
-                shared = move is not None and id(tensor) not in kept
-                tensor.data = move(tensor.data, to) if shared else tensor.data.to(device, to)
+                if move is not None and id(tensor) not in kept:
+                    tensor.data = move(tensor.data, to)
+                else:
+                    tensor.data = tensor.data.to(device, to)
     vlm.set_placement(device, dtype)

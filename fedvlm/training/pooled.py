@@ -74,7 +74,7 @@ def with_pooled(
         return pairs
     if not image_tower_frozen(vlm):
         return pairs
-    contents = data.contents or ()
+    contents: Sequence[bytes] = data.contents or []
     told = f"pooled {model.hashes.weights} {key} {vlm.dtype} {vlm.device.type} {torch.__version__}"
     store = ArrayStore(told, (vlm.embedding_dim,), np.float32)
     chosen = [contents[row] for row in rows]
