@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The embedded image–caption data.", no_args_is_help=True)
+data_app = typer.Typer(help="The embedded data, and prepared images.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 _state = {"debug": False}
@@ -192,7 +192,8 @@ def doctor(
 def data_info(
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """Show where the embedded data comes from: packages, licences, authors, hashes."""
+    """Show where the embedded data comes from, and what is kept of prepared images."""
+    from fedvlm.data import store
     from fedvlm.data._packages import PACKAGES
     from fedvlm.data.emoji import archive_path
 
@@ -209,7 +210,9 @@ def data_info(
         for p in PACKAGES
     ]
     if as_json:
-        typer.echo(json.dumps({"cached": str(path) if path.exists() else None, "packages": rows}))
+        cached = str(path) if path.exists() else None
+        told = {"cached": cached, "packages": rows, "prepared": store.describe()}
+        typer.echo(json.dumps(told))
         return
     from rich.console import Console
     from rich.table import Table
@@ -222,6 +225,20 @@ def data_info(
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(f"rendered: {path}" if path.exists() else "not here yet: fedvlm data fetch")
+    kept = store.describe()
+    size, most = (float(kept[key]) / 1e9 for key in ("bytes", "limit_bytes"))
+    console.print(
+        f"prepared images: {size:.2f} of {most:g} GB in {kept['files']} files of {kept['folder']}; "
+        "fedvlm data clear deletes them"
+    )
+
+
+@data_app.command("clear")
+def data_clear() -> None:
+    """Delete what is kept of prepared images; it is made again where it is needed."""
+    from fedvlm.data import store
+
+    typer.echo(f"{store.clear() / 1e9:.2f} GB freed in {store.stores_dir()}")
 
 
 @data_app.command("fetch")

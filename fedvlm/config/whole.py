@@ -63,6 +63,34 @@ class Config:
             )
         check_rules(self)
         check_head(self)
+        self._check_device()
+
+    def _check_device(self) -> None:
+        """Refuse what is computed on the CPU in float32 only."""
+        training = self.training
+        elsewhere = training.device not in ("cpu", "auto") or training.dtype != "float32"
+        alone = (
+            'dp = "example"'
+            if self.privacy.dp == "example"
+            else 'adapter = "prototypes"'
+            if self.adapter.kind == "prototypes"
+            else None
+        )
+        if alone and elsewhere:
+            raise ConfigError(
+                f'{alone} is computed on the CPU in float32; set training.device = "cpu" and '
+                f'training.dtype = "float32", got {training.device!r} and {training.dtype!r}'
+            )
+        if self.server.rule == "fedex" and training.dtype != "float32":
+            raise ConfigError(
+                'rule = "fedex" adds small corrections to the base weights, which '
+                f'{training.dtype} would round away; set training.dtype = "float32"'
+            )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether something asks for the CPU, so that `auto` means it."""
+        return self.privacy.dp == "example" or self.adapter.kind == "prototypes"
 
     @property
     def computes_references(self) -> bool:
@@ -111,6 +139,7 @@ SETTINGS: dict[str, Entry] = {
 UNDECIDED = {
     *("server.workers", "server.round_timeout", "server.trip_timeout", "server.join_timeout"),
     *("audit.transcript", "training.references"),
+    *("training.device", "training.micro_batch", "training.checkpointing", "training.loaders"),
     *("training.reference_epochs", "training.reference_learning_rate"),
 }
 """Settings that don't decide the adapter: they may change where a run goes on."""

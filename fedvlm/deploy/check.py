@@ -125,7 +125,9 @@ def _data(node: Node) -> str:
 
 def _model(node: Node) -> str:
     from fedvlm.models import load_model, weights_hash
+    from fedvlm.models.placement import resolve_device
 
+    resolve_device(node.device)
     name = node.model or "embedded"
     weights = weights_hash(load_model(name).vlm)
     node.floor.check_model(weights)

@@ -7,6 +7,8 @@ NODE_TOML = """\
 number = {number}                # this node among the others, counted from 0
 data = "data"              # your images and captions: captions.csv with the columns image, caption
 model = {model}         # the base model: "embedded", or a folder of your own
+# device = "cuda"          # where it trains: cpu (the default), auto, cuda, cuda:1, mps
+# dtype = "bfloat16"       # halves the base model; micro_batch = 16 holds fewer pairs at a time
 state = "state"            # where the node counts what it has told; never delete it, never copy it
 {keys}
 # The floor: the least that you ask for. A run that asks for less is refused before your data are

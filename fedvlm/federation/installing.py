@@ -45,7 +45,7 @@ def _shift(vlm: VLM, name: str, correction: NDArray[np.float64]) -> None:
     weight = module.base_layer.weight
     if module not in _base:
         _base[module] = weight.detach().clone()
-    added = module.scaling["default"] * torch.from_numpy(correction).to(weight.dtype)
+    added = module.scaling["default"] * weight.new_tensor(correction)
     with torch.no_grad():
         weight.copy_(_base[module] + added)
 

@@ -1,10 +1,9 @@
 """A node's own pairs: what it trains on, and what it holds out for itself."""
 
-import hashlib
-
 import numpy as np
 
 from fedvlm.data import ImageTextData, Splits
+from fedvlm.data.blobs import blob_digests
 from fedvlm.errors import DataError
 
 HELD_OUT = 0.2
@@ -28,7 +27,7 @@ def own_splits(data: ImageTextData) -> Splits:
         DataError: Fewer than two pairs are left to train on.
     """
     share = np.array(
-        [int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") / 2**32 for blob in data.encoded]
+        [int.from_bytes(digest[:4], "big") / 2**32 for digest in blob_digests(data.encoded)]
     )
     held = share < HELD_OUT
     own, test = np.flatnonzero(~held), np.flatnonzero(held)

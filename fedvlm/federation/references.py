@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 
 from fedvlm.config import Config
-from fedvlm.federation.task import Progress, Task, load_task
+from fedvlm.federation.task import Progress, Task, device_of, load_task
 from fedvlm.files import cache_dir, one_at_a_time, write_text
+from fedvlm.models.placement import side_by_side
 from fedvlm.training import Evaluator, train_adapter
 
 _VERSION = 2  # raise it when training changes: references are then computed anew
@@ -90,7 +90,7 @@ def _compute(config: Config, progress: Progress) -> dict[str, float]:
     # The central run takes as long as all the others together: start with it.
     order: list[int | None] = [None, *range(config.data.clients)]
     found = []
-    workers = config.server.workers or os.cpu_count()
+    workers = side_by_side(config.server.workers, device_of(config))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for metrics in pool.map(lambda client: _train(config, client), order):
             found.append(metrics)

@@ -35,7 +35,7 @@ from fedvlm.federation.roll import Roll
 from fedvlm.federation.ruled import RuledStrategy
 from fedvlm.federation.rules import rule_of
 from fedvlm.federation.strategy import MIN_CLIENTS, FederationStrategy, inner_strategy
-from fedvlm.federation.task import Progress, Task, load_task, quiet
+from fedvlm.federation.task import Progress, Task, device_of, load_task, quiet
 from fedvlm.federation.transcript import Transcript
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -265,6 +265,7 @@ def run_federation(
     require_without_data(config)
     if out is not None:
         _writable(out)
+    device_of(config)  # refused before anything is read
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()

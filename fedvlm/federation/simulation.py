@@ -13,8 +13,9 @@ from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn, InProcessGrid
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
-from fedvlm.federation.task import Progress, quiet
+from fedvlm.federation.task import Progress, device_of, quiet
 from fedvlm.federation.terms import he_policy
+from fedvlm.models.placement import side_by_side
 
 
 def _give_folders(grid: InProcessGrid, config: Config, out: Path, resume: bool) -> None:
@@ -84,7 +85,8 @@ def simulate(
         FedVLMError: See `run_federation`.
     """
     config = config or Config()
-    grid = InProcessGrid(client, config.nodes, to_run_config(config), config.server.workers)
+    workers = side_by_side(config.server.workers, device_of(config))
+    grid = InProcessGrid(client, config.nodes, to_run_config(config), workers)
     folder = Path(out) if out is not None else None
     if folder is not None:
         _give_folders(grid, config, folder, resume)

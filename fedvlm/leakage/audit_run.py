@@ -161,7 +161,9 @@ def audit_run(
         LeakySplitError: The split is told apart without the trained model.
     """
     config, result = run_config(folder), Result.load(folder)
-    task = load_task(config, progress)
+    # Attacks are computed on the CPU in float32, wherever the run was.
+    here = replace(config.training, device="cpu", dtype="float32")
+    task = load_task(replace(config, training=here), progress)
     candidates = distinct(task, candidates_of(task, per_client))
     probe = Probe(task)
     claim = claim_of(result)

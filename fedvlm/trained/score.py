@@ -34,7 +34,9 @@ def evaluate(
     """
     model = trained.model
     if data is None:
-        task = load_task(trained.config, progress)
+        # Wherever the run was computed: on what is here.
+        here = replace(trained.config.training, device="cpu", dtype="float32")
+        task = load_task(replace(trained.config, training=here), progress)
         before = trained.result.data.get("fingerprint")
         if before is not None and before != task.data.fingerprint:
             raise ConfigError(

@@ -12,7 +12,16 @@ import typer
 
 from simulations.benchmarks import _harness
 
-NAMES = ("aggregation", "smpc", "he", "leakage", "privacy", "federation", "trust")
+NAMES = (
+    "aggregation",
+    "smpc",
+    "he",
+    "leakage",
+    "privacy",
+    "federation",
+    "models",
+    "trust",
+)
 
 
 def _available() -> list[str]:
