@@ -28,11 +28,34 @@ REFUSALS = {
     "data": 1208,
     "terms": 1209,
     "node": 1210,
+    "fedvlm": 1211,
+    "torch": 1212,
+    "transformers": 1213,
+    "peft": 1214,
+    "numpy": 1215,
+    "pillow": 1216,
+    "tokenizer": 1217,
+    "schema": 1218,
 }
 """Number of each code that a node refuses with. `protection`, `noise`, `rounds`, `adapter`,
 `model`, `cohort`: the run asks for less than the floor; `budget`: what may be told of the data has
 been told; `data`: the run names data or a model that isn't the node's to open; `terms`: the run's
-configuration is none; `node`: anything else, which the node's own log tells."""
+configuration is none; `node`: anything else, which the node's own log tells. The others say what
+differs between the node and the server: a library's version, the tokenizer, the adapter's schema;
+`model` says so too, where the floor names no model."""
+
+DIFFERENCES = {
+    "fedvlm": "another version of fedvlm",
+    "torch": "another release of torch",
+    "transformers": "another release of transformers",
+    "peft": "another release of peft",
+    "numpy": "another major version of numpy",
+    "pillow": "another major version of pillow",
+    "model": "another base model",
+    "tokenizer": "another tokenizer",
+    "schema": "an adapter of another shape",
+}
+"""What the codes of a difference between node and server mean, for the operator."""
 
 
 class RefusedError(ProtocolError):

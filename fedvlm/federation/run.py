@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedvlm.canaries import Canaries
 from fedvlm.config import SimulationConfig
 from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
+from fedvlm.federation.agreement import facts_of
 from fedvlm.federation.checkpoint import (
     Checkpoint,
     input_hashes,
@@ -70,7 +71,7 @@ def _federate(
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
-    roll = Roll(config.nodes)
+    roll = Roll(config.nodes, facts=facts_of(task), agree_s=config.round_timeout)
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.noising import private_strategy
@@ -133,7 +134,7 @@ def _federate(
         return None
 
     if done < config.rounds:
-        require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
+        require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config, roll.refused)
         with _quiet_flower():
             outer.start(
                 grid,
@@ -174,17 +175,28 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def require_nodes(there: list[int], config: SimulationConfig) -> None:
+def require_nodes(
+    there: list[int], config: SimulationConfig, refused: Mapping[int, str] | None = None
+) -> None:
     """Refuse to start a run that the nodes that are there can't finish.
+
+    Args:
+        there: Nodes that came and agree.
+        config: The federation's configuration.
+        refused: Number of a node that doesn't agree → code of the reason.
 
     Raises:
         DropoutError: Fewer nodes than any round needs.
     """
-    if len(there) < MIN_CLIENTS:
-        raise DropoutError(
-            f"{len(there)} of {config.nodes} nodes came within {config.join_timeout:g} s, and a "
-            f"round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
-        )
+    if len(there) >= MIN_CLIENTS:
+        return
+    told = [f"client {n + 1} refuses ({code})" for n, code in sorted((refused or {}).items())]
+    raise DropoutError(
+        f"{len(there)} of {config.nodes} nodes came within {config.join_timeout:g} s and agree, "
+        f"and a round needs at least {MIN_CLIENTS}; "
+        + (f"{', '.join(told)}: their logs say why; " if told else "")
+        + "start the others, or raise join_timeout"
+    )
 
 
 def _summary(

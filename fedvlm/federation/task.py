@@ -189,6 +189,26 @@ def load_own_task(
     return replace(task, own=task.splits.clients[0])
 
 
+def bare_model(name: str) -> LoadedModel:
+    """Load a base model without adapter or data.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    with _lock:
+        return load_model(name)
+
+
+def bare_schema(config: SimulationConfig, model: LoadedModel) -> str:
+    """Put a run's adapter on a base model and return the hash of its schema.
+
+    Raises:
+        ConfigError: The adapter doesn't fit the model.
+    """
+    with _lock:
+        return attach(model.vlm, config.adapter_spec(), ExperimentSeed(config.seed)).schema
+
+
 def _task(
     config: SimulationConfig,
     model: LoadedModel,
