@@ -12,9 +12,11 @@ from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
 from fedvlm.federation.result import Result
-from fedvlm.federation.run import OnRound, _ignore, run_federation
+from fedvlm.federation.run import OnRound, _ignore
 from fedvlm.federation.task import Progress, quiet
 from fedvlm.federation.terms import he_policy
+from fedvlm.federation.watch import Listener, _nobody
+from fedvlm.federation.watched import watched_federation
 
 
 def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:
@@ -62,6 +64,7 @@ def simulate(
     resume: bool = False,
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
+    on_event: Listener = _nobody,
 ) -> Result:
     """Federate an adapter over simulated clients, all in this process.
 
@@ -74,6 +77,7 @@ def simulate(
         resume: Go on from the checkpoint in `out`.
         progress: Called with (task, done, total) during preparation.
         on_round: Called with each round's entry as soon as it is known.
+        on_event: Called with each event as it comes: who is asked, who has answered.
 
     Returns:
         The result.
@@ -88,8 +92,14 @@ def simulate(
         _give_folders(grid, config, folder, resume)
     try:
         with give_keys(grid, config):
-            return run_federation(
-                grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
+            return watched_federation(
+                grid,
+                config,
+                out=folder,
+                resume=resume,
+                progress=progress,
+                on_round=on_round,
+                on_event=on_event,
             )
     except Exception as error:
         # In a deployment the reason stays with the client; in one process it is ours to show.
