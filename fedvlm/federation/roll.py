@@ -91,16 +91,28 @@ class Roll:
         self._facts, self._agree_s = facts, agree_s
         self._told: dict[int, int | None] = {}
         self._numbers: dict[int, int] = {}
-        self._warned: set[int | tuple[int, str]] = set()
+        self._warned: set[tuple[int, str]] = set()
+        self._left_out: set[int] = set()
         self._agreed: set[int] = set()
         self.refused: dict[int, str] = {}
 
     def gather(self, grid: Grid, least: int, seconds: float) -> list[int]:
-        """Wait until `least` nodes are there, but no longer than some seconds; then `call`."""
+        """Return the nodes that take part, as `call` does, once they are there.
+
+        Args:
+            grid: Who is there.
+            least: How many to wait for; who refuses, or is left out, has come too.
+            seconds: Longest to wait; then those that are there have to do.
+        """
         end = time.monotonic() + seconds
-        while len(list(grid.get_node_ids())) < least and time.monotonic() < end:
-            time.sleep(_POLL_S)
-        return self.call(grid)
+        while True:
+            while len(list(grid.get_node_ids())) < least and time.monotonic() < end:
+                time.sleep(_POLL_S)
+            found = self.call(grid)
+            come = len(found) + len(self.refused) + len(self._left_out)
+            if come >= least or time.monotonic() >= end:
+                return found
+            time.sleep(_POLL_S)  # some are silent as yet: to load a model takes a while
 
     def call(self, grid: Grid) -> list[int]:
         """Return the ids of the nodes that are there and take part, in the order of numbers."""
@@ -180,9 +192,9 @@ class Roll:
                 ever.add(number)
 
     def _warn(self, node: int, number: int, double: bool) -> None:
-        if node in self._warned:
+        if node in self._left_out:
             return
-        self._warned.add(node)
+        self._left_out.add(node)
         why = (
             "which another node has too; give each node a number of its own"
             if double

@@ -173,6 +173,23 @@ def test_who_is_silent_has_no_number_yet_and_takes_no_part():
     assert roll.number(late) == 0
 
 
+def test_who_is_slow_to_load_its_model_is_waited_for_and_who_refuses_is_not(sites):
+    config, grid, folders = sites
+    save_other_model(folders[1] / "clip")
+    late, inner, asked = grid.node_ids[0], grid.send_and_receive, []
+
+    def send(messages, timeout=None):
+        asked.append(messages[0].metadata.message_type)
+        slow = asked.count("query.agree") < 3
+        return [r for r in inner(messages) if r.metadata.src_node_id != late or not slow]
+
+    grid.send_and_receive = send
+    roll = Roll(3, facts=facts_of(load_task(config)))
+    assert roll.gather(grid, 3, 60) == [grid.node_ids[0], grid.node_ids[2]]
+    assert roll.refused == {1: "model"}
+    assert asked.count("query.agree") == 3
+
+
 def test_simulated_nodes_are_not_asked(small_run):
     config = config_from(small_run)
     grid, asked = InProcessGrid(app, 3, config.to_run_config()), []
