@@ -10,6 +10,7 @@ from typing import Any
 from fedvlm.config.adapter import DEFAULT_TARGETS, KINDS, AdapterSpec
 from fedvlm.config.head import check_head
 from fedvlm.config.rules import COMPRESSIONS, RULES, SHARES, check_rules
+from fedvlm.config.scores import SCORES, check_scores
 from fedvlm.config.training import LocalSettings
 from fedvlm.errors import ConfigError
 
@@ -24,6 +25,7 @@ _CHOICES = {
     "protect": ("plain", "secagg", "secagg-active", "he"),
     "noise": ("own", "shared"),
     "dp": ("none", "example", "client", "distributed"),
+    "node_scores": SCORES,
 }
 
 AUTO = "auto"
@@ -137,6 +139,9 @@ class SimulationConfig:
             whose update is beyond it refuses to send.
         min_clients: Fewest clients in a sum under secure aggregation, for nodes whose floor asks
             for more than the quorum that follows from the cohort; 0 takes that.
+        node_scores: Whether nodes hold out a part of their pairs, by image content, and have one
+            accuracy over all of them summed: none, last (after the last round) or each (round).
+            Only without DP: no noise covers such a sum.
         dp: none, example (clients train with DP-SGD), client (a trusted server noises the sum) or
             distributed (clients noise integers that only secure aggregation sums).
         noise: Who hides an example under example-level DP: own (each client's noise alone does) or
@@ -197,6 +202,7 @@ class SimulationConfig:
     protect: str = "plain"
     update_bound: float = 1.0
     min_clients: int = 0
+    node_scores: str = "none"
     dp: str = "none"
     noise: str = "own"
     epsilon: float = 8.0
@@ -246,6 +252,7 @@ class SimulationConfig:
             )
         check_rules(self)
         check_head(self)
+        check_scores(self)
         self.adapter_spec()
         self.local_settings(1)
 
@@ -275,6 +282,11 @@ class SimulationConfig:
     def cohort(self) -> int:
         """How many are asked in a round, as long as all are there; at least 2."""
         return max(2, round(self.fraction * self.nodes))
+
+    def scores_after(self, server_round: int) -> bool:
+        """Return whether nodes score the adapter after a round, counted from 1."""
+        last = self.node_scores == "last" and server_round == self.rounds
+        return server_round >= 1 and (last or self.node_scores == "each")
 
     def adapter_spec(self) -> AdapterSpec:
         """Return the adapter's kind and size."""

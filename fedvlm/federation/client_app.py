@@ -45,3 +45,11 @@ def train(message: Message, context: Context) -> Message:
     from fedvlm.federation.local_round import answer
 
     return answer(message, context, node_of(context), settings_of(context))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score an adapter on what the node holds out, where run and floor ask for it."""
+    from fedvlm.federation.scoring import answer_score
+
+    return answer_score(message, context, node_of(context), settings_of(context))

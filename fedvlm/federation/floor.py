@@ -36,13 +36,14 @@ REFUSALS = {
     "pillow": 1216,
     "tokenizer": 1217,
     "schema": 1218,
+    "scores": 1219,
 }
 """Number of each code that a node refuses with. `protection`, `noise`, `rounds`, `adapter`,
-`model`, `cohort`: the run asks for less than the floor; `budget`: what may be told of the data has
-been told; `data`: the run names data or a model that isn't the node's to open; `terms`: the run's
-configuration is none; `node`: anything else, which the node's own log tells. The others say what
-differs between the node and the server: a library's version, the tokenizer, the adapter's schema;
-`model` says so too, where the floor names no model."""
+`model`, `cohort`, `scores`: the run asks for less than the floor; `budget`: what may be told of the
+data has been told; `data`: the run names data or a model that isn't the node's to open; `terms`:
+the run's configuration is none; `node`: anything else, which the node's own log tells. The others
+say what differs between the node and the server: a library's version, the tokenizer, the adapter's
+schema; `model` says so too, where the floor names no model."""
 
 DIFFERENCES = {
     "fedvlm": "another version of fedvlm",
@@ -85,6 +86,7 @@ class Terms:
         targets: Modules that LoRA trains, a regular expression.
         cohort: Clients that are asked in a round.
         simulated_noise: Whether noise follows from the experiment's seed.
+        scores: Whether nodes are asked to score adapters on what they hold out.
     """
 
     protect: str
@@ -96,6 +98,7 @@ class Terms:
     targets: str
     cohort: int
     simulated_noise: bool
+    scores: bool = False
 
     @classmethod
     def of(cls, config: SimulationConfig) -> "Terms":
@@ -110,6 +113,7 @@ class Terms:
             targets=config.targets if config.adapter_spec().is_lora else "",
             cohort=config.cohort,
             simulated_noise=config.simulated_noise and config.dp != "none",
+            scores=config.node_scores != "none",
         )
 
 
@@ -132,6 +136,8 @@ class Floor:
             literally; empty for any.
         model: Hash of the weights of the base model; empty for any.
         min_clients: Fewest clients asked in a round, and under secure aggregation in a sum.
+        scores: Whether a run may sum up how well its adapter does on what the node holds out. No
+            noise covers such a sum: never where ε is limited.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -150,6 +156,7 @@ class Floor:
     targets: tuple[str, ...] = ()
     model: str = ""
     min_clients: int = 1
+    scores: bool = True
 
     def __post_init__(self) -> None:
         if not self.dp:
@@ -238,6 +245,12 @@ class Floor:
             raise RefusedError(
                 "cohort",
                 f"the run asks {terms.cohort} clients a round, the floor is {self.min_clients}",
+            )
+        if terms.scores and (self.bounded or not self.scores):
+            raise RefusedError(
+                "scores",
+                "the run asks how well adapters do on what this node holds out, and the floor "
+                + ("limits ε, which no noise of a score keeps" if self.bounded else "allows none"),
             )
 
     def check_model(self, weights: str) -> None:

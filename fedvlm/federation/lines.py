@@ -79,6 +79,12 @@ class Follower:
             text += f", ε {entry['epsilon']:.2f}"
         if "test_one_of_100" in entry:
             text += f", test {100 * entry['test_one_of_100']:.1f} %"
+        if "nodes_one_of_100" in entry:
+            low, high = entry["nodes_one_of_100_low"], entry["nodes_one_of_100_high"]
+            text += (
+                f", {100 * entry['nodes_one_of_100']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
+                f"{entry['nodes_pairs']:.0f} pairs held out by the nodes"
+            )
         return text
 
     def seconds_left(self, number: int) -> float | None:

@@ -71,7 +71,9 @@ def _federate(
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
-    roll = Roll(config.nodes, facts=facts_of(task), agree_s=config.round_timeout)
+    roll = Roll(
+        config.nodes, facts=facts_of(task), agree_s=max(config.round_timeout, config.join_timeout)
+    )
     private = None
     if config.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.noising import private_strategy
@@ -126,6 +128,7 @@ def _federate(
         if number:
             entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
+            entry |= strategy.scores.get(number, {})
             if number in strategy.abandoned and not entry.get("abandoned"):
                 entry["abandoned"] = strategy.abandoned[number]
         history.append(entry)
@@ -216,6 +219,8 @@ def _summary(
         summary[f"{part}_zero_shot"] = first.get(key)
         summary[f"{part}_federated"] = last.get(key)
     summary["ood_central"] = lines.get("ood_central")
+    if "nodes_one_of_100" in history[-1]:  # personal parts included, as each node has its own
+        summary["nodes_federated"] = history[-1]["nodes_one_of_100"]
     return summary
 
 

@@ -15,7 +15,7 @@ from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_spl
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
 from fedvlm.federation.no_data import NO_DATA, nothing
-from fedvlm.federation.own_data import own_splits
+from fedvlm.federation.own_data import held_out, own_splits
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
@@ -43,6 +43,7 @@ class Task:
         view: The adapter's trainable parameters as one vector.
         initial: Shape (P,), float32: the adapter that everybody starts from.
         own: The pairs of the client whose task it is; None for the server's.
+        held: Those that it holds out, to score an adapter on; None where it holds out none.
     """
 
     config: SimulationConfig
@@ -54,6 +55,7 @@ class Task:
     view: FlatView
     initial: NDArray[np.float32]
     own: NDArray[np.int64] | None = None
+    held: NDArray[np.int64] | None = None
 
     def rows(self, client: int) -> NDArray[np.int64]:
         """Return the pairs that a client trains on: its own, or those that it was dealt."""
@@ -151,7 +153,11 @@ def load_task(
             f"data = {NO_DATA!r} leaves the clients to data of their own, which this one has not; "
             "name its folder in node.toml"
         )
-    return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
+    own = parts[client] if client < len(parts) else parts[0][:0]
+    if config.node_scores == "none" or not len(own):
+        return replace(task, own=own)
+    held = held_out([task.data.encoded[row] for row in own])
+    return replace(task, own=own[~held], held=own[held])
 
 
 def load_own_task(
@@ -186,7 +192,7 @@ def load_own_task(
             built = _task(config, model, *_own[where])
         _local.key, _local.task = key, built
     task: Task = _local.task
-    return replace(task, own=task.splits.clients[0])
+    return replace(task, own=task.splits.clients[0], held=task.splits.test)
 
 
 def bare_model(name: str) -> LoadedModel:
