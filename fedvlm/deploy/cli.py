@@ -142,11 +142,11 @@ def run(
     base = saved_config(place) if resume else load_config(folder / "run.toml")
     config = config_from(changes, base)
     begin = place_of(place) if resume else 0
-    follower = Follower(config.rounds)
+    follower = Follower(config.training.rounds)
     with tracked(track or [], config.to_dict()) as take:
         run_id = start_run(folder, config, place, resume)
-        told = f"run {run_id} of {config.rounds} rounds with {config.clients} nodes, in {place}"
-        typer.echo(told)
+        told = f"{config.training.rounds} rounds with {config.data.clients} nodes"
+        typer.echo(f"run {run_id} of {told}, in {place}")
 
         def on_event(event: dict[str, Any]) -> None:
             if event.get("event") == "round":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.floor import DIFFERENCES, RefusedError
 from fedvlm.federation.node import PUBLIC_MODEL, Node
 from fedvlm.federation.roll import FACTS
@@ -50,10 +50,12 @@ def facts_of(task: "Task") -> dict[str, str]:
     hashes = task.model.hashes
     facts = version_facts() | {"model": hashes.weights, "tokenizer": hashes.tokenizer}
     # A head is as large as the captions ask: its schema is compared with each message.
-    return facts if task.config.adapter == "prototypes" else facts | {"schema": task.view.schema}
+    return (
+        facts if task.config.adapter.kind == "prototypes" else facts | {"schema": task.view.schema}
+    )
 
 
-def compare(message: Message, node: Node, config: SimulationConfig) -> Message:
+def compare(message: Message, node: Node, config: Config) -> Message:
     """Answer whether this node would train on the same terms; its data are not touched.
 
     Args:

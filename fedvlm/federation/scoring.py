@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import DataError, IntegrityError
 from fedvlm.federation.exchange import Exchange
 from fedvlm.federation.floor import RefusedError
@@ -37,9 +37,7 @@ _MOST_ROUNDS = 1 << 20
 _LAST = 1_000
 
 
-def answer_score(
-    message: Message, context: Context, node: Node, config: SimulationConfig
-) -> Message:
+def answer_score(message: Message, context: Context, node: Node, config: Config) -> Message:
     """Score the adapter that came on what the node holds out, and tell it.
 
     Args:
@@ -101,7 +99,7 @@ def score(task: Task) -> dict[str, float]:
     }
 
 
-def keep(node: Node, config: SimulationConfig, number: int, found: Mapping[str, float]) -> None:
+def keep(node: Node, config: Config, number: int, found: Mapping[str, float]) -> None:
     """Write a node's own score into its folder, where it has one: for its owner alone."""
     if node.state is None:
         return

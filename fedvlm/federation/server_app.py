@@ -6,7 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedvlm.errors import ConfigError
-from fedvlm.federation.terms import settings_of
+from fedvlm.federation.server_part import servers_config
 from fedvlm.federation.watched import watched_federation
 
 app = ServerApp()
@@ -20,11 +20,13 @@ def main(grid: Grid, context: Context) -> None:
     checkpoint there.
 
     Raises:
-        ConfigError: `resume` without `out`.
+        ConfigError: `resume` without `out`; a deployment's run without the server's part.
     """
     out, resume = str(context.run_config.get("out", "")), context.run_config.get("resume", False)
     if type(resume) is not bool:
         raise ConfigError(f"resume must be true or false; got {resume!r}")
     if resume and not out:
         raise ConfigError("resume needs out, the folder of the run to go on with")
-    watched_federation(grid, settings_of(context), out=Path(out) if out else None, resume=resume)
+    folder = Path(out) if out else None
+    config = servers_config(context.run_config, folder)
+    watched_federation(grid, config, out=folder, resume=resume)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.adapters import FlatView, attach
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
@@ -23,7 +23,6 @@ from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
 # Models are made one at a time: transformers and peft draw initial values from torch's global
 # generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
-_SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _own: dict[tuple[str, str], tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _local = threading.local()
@@ -46,7 +45,7 @@ class Task:
         held: Those that it holds out, to score an adapter on; None where it holds out none.
     """
 
-    config: SimulationConfig
+    config: Config
     seed: ExperimentSeed
     data: ImageTextData
     pairs: EncodedPairs
@@ -72,7 +71,7 @@ class Task:
             self.view,
             self.pairs,
             self.rows(client),
-            self.config.local_settings(server_round),
+            self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
 
@@ -108,9 +107,7 @@ def load_data(name: str, progress: Progress = quiet) -> ImageTextData:
     return load_emoji(progress) if name == "emoji" else load_folder(Path(name))
 
 
-def load_task(
-    config: SimulationConfig, progress: Progress = quiet, client: int | None = None
-) -> Task:
+def load_task(config: Config, progress: Progress = quiet, client: int | None = None) -> Task:
     """Load what a party of a simulation works on; data is shared in a process, models are not.
 
     A thread keeps the task of the last configuration that it asked for, so that a client's next
@@ -128,17 +125,20 @@ def load_task(
     key = (config, None)
     if getattr(_local, "key", None) != key:
         with _lock:
-            model = load_model(config.model)
-            where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-            if config.data == NO_DATA and where not in _shared:
+            model = load_model(config.model.name)
+            where = (config.data, config.model, config.training.seed)
+            if config.data.source == NO_DATA and where not in _shared:
                 _shared.clear()
                 _shared[where] = nothing()
             elif where not in _shared:
-                data = load_data(config.data, progress)
+                data = load_data(config.data.source, progress)
                 splits = make_splits(
                     data,
-                    ExperimentSeed(config.seed),
-                    **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]},
+                    ExperimentSeed(config.training.seed),
+                    clients=config.data.clients,
+                    partition=config.data.partition,
+                    alpha=config.data.alpha,
+                    membership=config.data.membership,
                 )
                 _shared.clear()  # one at a time: features are large
                 _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
@@ -154,14 +154,14 @@ def load_task(
             "name its folder in node.toml"
         )
     own = parts[client] if client < len(parts) else parts[0][:0]
-    if config.node_scores == "none" or not len(own):
+    if config.server.node_scores == "none" or not len(own):
         return replace(task, own=own)
     held = held_out([task.data.encoded[row] for row in own])
     return replace(task, own=own[~held], held=own[held])
 
 
 def load_own_task(
-    config: SimulationConfig,
+    config: Config,
     folder: Path,
     model_name: str,
     check: Callable[[LoadedModel], None] | None = None,
@@ -205,26 +205,26 @@ def bare_model(name: str) -> LoadedModel:
         return load_model(name)
 
 
-def bare_schema(config: SimulationConfig, model: LoadedModel) -> str:
+def bare_schema(config: Config, model: LoadedModel) -> str:
     """Put a run's adapter on a base model and return the hash of its schema.
 
     Raises:
         ConfigError: The adapter doesn't fit the model.
     """
     with _lock:
-        return attach(model.vlm, config.adapter_spec(), ExperimentSeed(config.seed)).schema
+        return attach(model.vlm, config.adapter.spec, ExperimentSeed(config.training.seed)).schema
 
 
 def _task(
-    config: SimulationConfig,
+    config: Config,
     model: LoadedModel,
     data: ImageTextData,
     pairs: EncodedPairs,
     splits: Splits,
 ) -> Task:
-    seed = ExperimentSeed(config.seed)
-    view = attach(model.vlm, config.adapter_spec(), seed)
-    if config.adapter != "prototypes":
+    seed = ExperimentSeed(config.training.seed)
+    view = attach(model.vlm, config.adapter.spec, seed)
+    if config.adapter.kind != "prototypes":
         return Task(config, seed, data, pairs, splits, model, view, view.read())
     from fedvlm.federation.head_round import plan_reading, prepare
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import FedVLMError
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, run_federation
@@ -15,7 +15,7 @@ from fedvlm.federation.watch import Listener, ProgressFile, WatchedGrid, _nobody
 
 def watched_federation(
     grid: Grid,
-    config: SimulationConfig,
+    config: Config,
     *,
     out: Path | None = None,
     resume: bool = False,
@@ -39,14 +39,19 @@ def watched_federation(
         The result.
     """
     events = ProgressFile(out, resume, on_event)
-    watched = WatchedGrid(grid, events, secret=config.dp == "client")
+    watched = WatchedGrid(grid, events, secret=config.privacy.dp == "client")
 
     def on_entry(entry: dict[str, Any]) -> None:
         watched.end_trip()
         events.round(entry)
         on_round(entry)
 
-    events.write("start", rounds=config.rounds, clients=config.nodes, protect=config.protect)
+    events.write(
+        "start",
+        rounds=config.training.rounds,
+        clients=config.nodes,
+        protect=config.protection.protect,
+    )
     try:
         result = run_federation(
             watched, config, out=out, resume=resume, progress=progress, on_round=on_entry

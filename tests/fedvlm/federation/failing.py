@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import RecordDict
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from, for_nodes
 from fedvlm.federation import InProcessGrid
 from fedvlm.federation.client_app import app
 from fedvlm.federation.node import read_node
@@ -50,8 +50,8 @@ def trip_of(message) -> str:
 class FailingGrid(InProcessGrid):
     """A grid between sites, one of which fails; what Flower kept of a dead node is gone."""
 
-    def __init__(self, nodes: list[Path], config: SimulationConfig, fault: Fault | None = None):
-        super().__init__(app, len(nodes), config.to_run_config(), 1)
+    def __init__(self, nodes: list[Path], config: Config, fault: Fault | None = None):
+        super().__init__(app, len(nodes), for_nodes(config), 1)
         for path, context in zip(nodes, self.contexts.values(), strict=True):
             context.node_config = {"node": str(path / "node.toml")}
         self.fault = fault
@@ -150,25 +150,23 @@ def write_sites(root: Path, shapes: Path, model: Path, sites: int, keys: bool) -
     return folders
 
 
-def server_config(small_run: dict, **changes) -> SimulationConfig:
+def server_config(small_run: dict, **changes) -> Config:
     settings = {"data": "none", "references": None, "rounds": 2, "trip_timeout": 0.2}
     return config_from(small_run | settings | changes)
 
 
-def vector_of(out: Path, config: SimulationConfig) -> np.ndarray:
+def vector_of(out: Path, config: Config) -> np.ndarray:
     return np.load(out / "checkpoint.npz", allow_pickle=False)["vector"]
 
 
-def mean_of(nodes: list[Path], config: SimulationConfig, out: Path) -> np.ndarray:
+def mean_of(nodes: list[Path], config: Config, out: Path) -> np.ndarray:
     """Return the adapter after a round that only these nodes take part in, summed in clear."""
-    from dataclasses import replace
-
-    config = replace(config, protect="plain", rounds=1)
+    config = config_from({"protect": "plain", "rounds": 1}, config)
     run_federation(FailingGrid(nodes, config), config, out=out)
     return vector_of(out, config)
 
 
-def rounding(nodes: list[Path], config: SimulationConfig) -> float:
+def rounding(nodes: list[Path], config: Config) -> float:
     """Return how far a secure mean of these nodes may lie from the exact one, in a parameter."""
     policy = secure_policy(config)
     examples = sum(len(read_node(path / "node.toml").task(config).own) for path in nodes)

@@ -83,7 +83,7 @@ def epsilon(config, kept: dict) -> float:
     from fedvlm.federation.node_ledger import _ledger
 
     events = kept.get("events", {}).get("example", [])
-    return _ledger("example", 1e9, config.delta, events).spent.value if events else 0.0
+    return _ledger("example", 1e9, config.privacy.delta, events).spent.value if events else 0.0
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         _, events = read_events(run / FILE, place)
         told.append([phase, name_of(events[-1]) if events else last, code])
         resume = (run / "checkpoint.npz").exists()
-        if config.dp == "example":
+        if config.privacy.dp == "example":
             spent.append(
                 {
                     node: [kept.get("answers", 0), epsilon(config, kept)]
@@ -132,7 +132,7 @@ def main() -> None:
     number = child(config, run, resume)
     code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
     report = {"phases": phases, "kills": told, "code": code, "log": log(run), "spent": spent}
-    if config.dp == "example":
+    if config.privacy.dp == "example":
         for name, place in (("end", run), ("whole", folder / "whole" / "run")):
             report[name] = {
                 n: [k.get("answers", 0), epsilon(config, k)] for n, k in ledgers(place).items()

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import DropoutError
 from fedvlm.federation import InProcessGrid, load_task
 from fedvlm.federation.agreement import facts_of, version_facts
@@ -25,7 +25,7 @@ from tests.fedvlm.conftest import save_tiny_model
 def sites(tmp_path, small_run):
     """A grid of nodes with files of their own, and a configuration for a server without data."""
     config = config_from(small_run | {"data": "none", "rounds": 1, "references": None})
-    grid = InProcessGrid(app, 3, config.to_run_config(), 1)
+    grid = InProcessGrid(app, 3, to_run_config(config), 1)
     folders = []
     for number, context in enumerate(grid.contexts.values()):
         folder = tmp_path / f"node-{number + 1}"
@@ -192,7 +192,7 @@ def test_who_is_slow_to_load_its_model_is_waited_for_and_who_refuses_is_not(site
 
 def test_simulated_nodes_are_not_asked(small_run):
     config = config_from(small_run)
-    grid, asked = InProcessGrid(app, 3, config.to_run_config()), []
+    grid, asked = InProcessGrid(app, 3, to_run_config(config)), []
     inner = grid.send_and_receive
 
     def send(messages, timeout=None):
@@ -218,7 +218,7 @@ def test_whatever_a_server_sends_for_facts_leaves_as_a_code(facts):
     config = config_from({})
     from flwr.app import Context
 
-    context = Context(1, 7, {"partition-id": 0}, RecordDict(), config.to_run_config())
+    context = Context(1, 7, {"partition-id": 0}, RecordDict(), to_run_config(config))
     reply = app(message, context)
     assert reply.has_error()
     known = {REFUSALS[name] for name in ("terms", *version_facts())}
