@@ -1,4 +1,4 @@
-"""`fedvlm deploy init | join | check | register | run`."""
+"""`fedvlm deploy init | join | check | register | unregister | run`."""
 
 import time
 from pathlib import Path
@@ -104,6 +104,18 @@ def register(
 
     for line in tell(folder):
         typer.echo(line)
+
+
+@app.command()
+def unregister(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the server's folder")],
+    node: Annotated[int, typer.Option(help="number of the node, from 1")],
+) -> None:
+    """Let a node take part no more, from now on; its key's file is put aside."""
+    from fedvlm.deploy.run import unregister as tell
+
+    tell(folder, node)
+    typer.echo(f"node {node} can't take part any more; those who stay need a roster without it")
 
 
 @app.command()

@@ -111,8 +111,35 @@ def register(folder: Path) -> list[str]:
                 raise
             lines.append(f"{path.stem}: registered before")
         else:
+            write_text(path.with_suffix(".id"), f"{found.get('node-id')}\n")
             lines.append(f"{path.stem}: registered, Flower's id {found.get('node-id')}")
     return lines
+
+
+def unregister(folder: Path, number: int) -> None:
+    """Let a node take part no more; its `.pub` is put aside, so that `register` lets none in.
+
+    Args:
+        folder: The server's folder.
+        number: The node's number, from 1.
+
+    Raises:
+        ConfigError: The node was not registered from this folder, or the SuperLink can't be
+            reached.
+    """
+    path = folder / "nodes" / f"node-{number}.id"
+    try:
+        flowers = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{path} isn't there: node {number} was not registered from this folder; flwr "
+            "supernode list shows Flower's ids"
+        ) from None
+    flwr(folder, "supernode", "unregister", str(flowers), SUPERLINK)
+    key = path.with_suffix(".pub")
+    if key.exists():
+        key.replace(path.with_suffix(".left"))
+    path.unlink()
 
 
 def start_run(folder: Path, config: Config, out: Path, resume: bool = False) -> str:

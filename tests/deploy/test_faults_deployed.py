@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedvlm.federation.result import Result
-from tests.deploy.processes import wait_for
+from tests.deploy.processes import fedvlm, wait_for
 from tests.deploy.running import Running, events, wait_event
 from tests.fedvlm.conftest import save_tiny_model
 from tests.fedvlm.federation.failing import fill_sites
@@ -31,6 +31,9 @@ def running(tmp_path_factory, shapes_folder):
         yield Running(
             stack, tmp, lambda folders: fill_sites(folders, shapes_folder), str(tmp / "clip")
         )
+
+
+QUICK = (*SETTINGS[:-1], "join_timeout=20")
 
 
 def finish(process, running, out, code=0, within=600):
@@ -119,3 +122,17 @@ def test_a_superlink_that_is_restarted_knows_its_nodes_and_the_run_is_resumed(ru
     assert [entry["round"] for entry in result.rounds] == [0, 1, 2, 3]
     assert all(entry["clients"] == 4 for entry in result.rounds[1:])
     assert all(b > a for a, b in zip(before, answers(running), strict=True))
+
+
+def test_a_node_that_left_gets_in_no_more(running, tmp_path):
+    """Comes last: the others need a roster without it then."""
+    running.kill("node-4")
+    told = fedvlm("deploy", "unregister", str(running.root / "server"), "--node", "4")
+    assert told.returncode == 0, told.stderr
+    again = fedvlm("deploy", "register", str(running.root / "server"))
+    assert "node-4" not in again.stdout
+    running.start_node(3)
+    assert running.processes["node-4"].wait(timeout=180) != 0
+    out = tmp_path / "run"
+    result = finish(running.begin(out, "--set", "rounds=1", *QUICK), running, out)
+    assert result.rounds[1]["clients"] == 3

@@ -56,6 +56,10 @@ def run(root, out, *more, within=900):
     )
 
 
+def scored(node):
+    return json.loads((node / "state" / "scores.json").read_text())[-1]
+
+
 def events(out):
     return [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
 
@@ -128,6 +132,15 @@ def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation
     assert not list((root / "server").rglob("features"))
     for node in nodes:
         assert len(list((node / "cache" / "features").glob("*.npy"))) == 1
+
+    # One accuracy of what the three hold out, and of each only what stands on its own disk.
+    last, own = result.rounds[-1], [scored(node) for node in nodes]
+    pairs = np.array([each["pairs"] for each in own])
+    expected = pairs @ [each["one-of-100"] for each in own] / pairs.sum()
+    assert last["nodes_pairs"] == pytest.approx(pairs.sum(), abs=1e-2)
+    assert last["nodes_one_of_100"] == pytest.approx(expected, abs=1e-3)
+    assert last["nodes_one_of_100_low"] < expected < last["nodes_one_of_100_high"]
+    assert f"{100 * last['nodes_one_of_100']:.1f} % [" in done.stdout
 
     vector = np.load(out / "checkpoint.npz", allow_pickle=False)["vector"]
     for node in nodes:
