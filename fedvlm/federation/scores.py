@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedvlm.federation.records import EXAMPLES, read_metrics
 
@@ -24,6 +24,19 @@ def mean_of(replies: Iterable[Message]) -> tuple[MetricRecord, int]:
     total = sum(each[EXAMPLES] for each in good)
     told = {n: sum(e[EXAMPLES] * e[n] for e in good) / total for n in SCORES} if good else {}
     return MetricRecord({**told, EXAMPLES: total}), len(good)
+
+
+def whole_record(records: list[RecordDict], weighting_metric_name: str) -> MetricRecord:
+    """Return the one record of a sum as it is: its weight included, which Flower's own leaves out.
+
+    Args:
+        records: One, which holds the means.
+        weighting_metric_name: Not looked at; Flower gives it.
+    """
+    return MetricRecord({**next(iter(records[0].metric_records.values()))})
+
+
+whole_record.aggregates_mean_only = True  # pyright: ignore  what secure summing asks of such
 
 
 def _sound(told: Mapping[str, float]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedvlm.config import Config
-from fedvlm.errors import DataError, IntegrityError
+from fedvlm.errors import IntegrityError
 from fedvlm.federation.exchange import Exchange
 from fedvlm.federation.floor import RefusedError
 from fedvlm.federation.node import Node
@@ -67,23 +67,25 @@ def answer_score(message: Message, context: Context, node: Node, config: Config)
     session = f"{context.run_id}/{message.metadata.message_id}"
     NodeLedger(node, context.state).answer(config, number - 1, session)
     found = score(task)
-    keep(node, config, number - 1, found)
-    told = {EXAMPLES: int(found["pairs"]), **{name: found[name] for name in SCORES}}
+    if found is None:  # it has agreed to the sum, and the others count on it: it weighs nothing
+        log.warning("this node holds out too few pairs to score: zeros take their place")
+        told = {EXAMPLES: 0, **dict.fromkeys(SCORES, 0.0)}
+    else:
+        keep(node, config, number - 1, found)
+        told = {EXAMPLES: int(found["pairs"]), **{name: found[name] for name in SCORES}}
     return Message(RecordDict({"metrics": MetricRecord({**told})}), reply_to=message)
 
 
-def score(task: Task) -> dict[str, float]:
+def score(task: Task) -> dict[str, float] | None:
     """Score a task's adapter, as it stands, on what its node holds out.
 
-    Raises:
-        DataError: The node holds out fewer than two pairs, of which no accuracy follows.
+    Returns:
+        Pairs, the three numbers of `SCORES`, and the ends of a 95 % interval, `low` and `high`;
+        None where it holds out fewer than two pairs, of which nothing follows.
     """
     part = task.held
     if part is None or len(part) < _LEAST:
-        raise DataError(
-            f"this node holds out {0 if part is None else len(part)} pairs, and a score needs at "
-            f"least {_LEAST}"
-        )
+        return None
     told = Evaluator(task.pairs, {"held": part}, None)(task.model.vlm)
     sizes = np.unique(task.pairs.groups[part], return_counts=True)[1].astype(np.float64)
     together = float((sizes**2).sum() / sizes.sum())

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,7 +20,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from fedvlm.config import Config
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
-from fedvlm.federation.scores import mean_of, one_score
+from fedvlm.federation.scores import mean_of, one_score, whole_record
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Seen, Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
@@ -77,7 +78,9 @@ def inner_strategy(config: Config) -> FedAvg:
     FedProx is a term of the client's loss; on the server it is the same average.
     """
     scored = config.server.node_scores != "none"
-    common = {"fraction_evaluate": float(scored), "min_evaluate_nodes": int(scored)}
+    common: dict[str, Any] = {"fraction_evaluate": float(scored), "min_evaluate_nodes": int(scored)}
+    if scored and config.protection.secure:
+        common["evaluate_metrics_aggr_fn"] = whole_record
     common |= {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
     if config.server.optimizer == "fedavgm":
         return FedAvgM(

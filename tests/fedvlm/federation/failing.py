@@ -150,6 +150,14 @@ def write_sites(root: Path, shapes: Path, model: Path, sites: int, keys: bool) -
     return folders
 
 
+def settings_of(model: Path) -> dict:
+    """Return what `small_run` says of training, with another fixture's model."""
+    return {
+        **{"model": str(model), "rank": 2, "local_epochs": 1, "batch_size": 8, "workers": 1},
+        **{"partition": "iid"},
+    }
+
+
 def server_config(small_run: dict, **changes) -> Config:
     settings = {"data": "none", "references": None, "rounds": 2, "trip_timeout": 0.2}
     return config_from(small_run | settings | changes)
@@ -182,6 +190,7 @@ __all__ = [
     "mean_of",
     "rounding",
     "server_config",
+    "settings_of",
     "vector_of",
     "write_sites",
 ]

@@ -8,11 +8,13 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, for_nodes, from_run_config
+from fedvlm.data import load_folder
 from fedvlm.errors import ConfigError
 from fedvlm.federation import simulate
 from fedvlm.federation.floor import Floor, RefusedError, Terms
 from fedvlm.federation.node import read_node
+from fedvlm.federation.own_data import own_splits
 from fedvlm.federation.run import run_federation
 from fedvlm.federation.scores import SCORES, mean_of, one_score
 from fedvlm.training.evaluation import mean_interval, rate_interval
@@ -35,7 +37,9 @@ def sites(tmp_path, shapes_folder, tiny_clip_folder):
     return make
 
 
-@pytest.mark.parametrize("protect", ["plain", "secagg-active"])
+@pytest.mark.parametrize(
+    "protect", [pytest.param("plain", marks=pytest.mark.slow), "secagg-active"]
+)
 def test_one_accuracy_of_what_all_nodes_hold_out(sites, small_run, tmp_path, protect):
     nodes = sites(protect != "plain")
     config = server_config(small_run, protect=protect, node_scores="last", trip_timeout=20.0)
@@ -63,6 +67,7 @@ def test_one_accuracy_of_what_all_nodes_hold_out(sites, small_run, tmp_path, pro
     assert told == [3] * SITES
 
 
+@pytest.mark.slow
 def test_personal_parts_are_scored_as_each_node_has_them(sites, small_run, tmp_path):
     from fedvlm.federation.installing import install
     from fedvlm.federation.personal import PersonalPart
@@ -75,6 +80,7 @@ def test_personal_parts_are_scored_as_each_node_has_them(sites, small_run, tmp_p
     run_federation(grid, config, out=tmp_path / "run")
     assert not grid.errors
     vector = np.load(tmp_path / "run" / "checkpoint.npz", allow_pickle=False)["vector"]
+    config = from_run_config(for_nodes(config))  # as the nodes know it
     for folder, told in zip(nodes, own_scores(nodes), strict=True):
         node = read_node(folder / "node.toml")
         task = node.task(config)
@@ -100,6 +106,26 @@ def test_a_simulation_holds_out_by_content_too_and_trains_on_none_of_it(small_ru
         assert not shown & {two.data.encoded[row] for row in two.own}
     result = simulate(config)
     assert all("nodes_one_of_100" in entry for entry in result.rounds[1:])
+
+
+@pytest.mark.slow
+def test_a_node_that_holds_out_too_little_keeps_nobody_s_sum_from_its_end(
+    sites, small_run, tmp_path
+):
+    nodes = sites(True)
+    table = nodes[0] / "data" / "captions.csv"
+    config = server_config(small_run, protect="secagg", node_scores="each", trip_timeout=20.0)
+    data = load_folder(nodes[0] / "data")
+    held = {data.captions[row] for row in own_splits(data).test}
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if line.split(",")[1] not in held) + "\n")
+    grid = FailingGrid(nodes, config)
+    result = run_federation(grid, config, out=tmp_path / "run")
+    assert not grid.errors
+    others = own_scores(nodes[1:])
+    for entry in result.rounds[1:]:
+        assert entry["nodes_pairs"] == pytest.approx(sum(e["pairs"] for e in others), abs=1e-2)
+    assert not (nodes[0] / "state" / "scores.json").exists()
 
 
 def test_a_run_that_asks_for_no_scores_gets_none(sites, small_run):
