@@ -162,8 +162,8 @@ trip_timeout = 120.0
 join_timeout = 120.0
 
 # One accuracy of the images that the nodes hold out, by a sum like that of updates: after the last
-# round, after each, or none (under dp always none).
-node_scores = "last"
+# round, after each, or none (under dp, and in sums under encryption, always none).
+node_scores = "{scores}"
 """
 
 README_SERVER = """\

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Running:
         made = fedvlm(
             *("deploy", "init", str(self.root), "--clients", str(NODES)),
             *("--port", str(self.port), "--model", model),
+            within=300,
         )
         assert made.returncode == 0, made.stderr
         self.nodes = [self.root / f"node-{k + 1}" for k in range(NODES)]
@@ -55,7 +56,7 @@ class Running:
         self.ports = [free_port() for _ in self.nodes]
         self._starts = 0
         self.start_server()
-        told = fedvlm("deploy", "register", str(self.root / "server"))
+        told = fedvlm("deploy", "register", str(self.root / "server"), within=400)
         assert told.returncode == 0, told.stderr
         assert told.stdout.count("registered") == NODES
         for number in range(NODES):
@@ -65,7 +66,7 @@ class Running:
         self._starts += 1
         name = f"server-{self._starts}"
         self.processes["server"] = self.parties.start(self.root / "server", "start-server.sh", name)
-        wait_for(lambda: listening(self.port), 180, f"the SuperLink's start\n{self.parties.logs()}")
+        wait_for(lambda: listening(self.port), 300, f"the SuperLink's start\n{self.parties.logs()}")
 
     def start_node(self, number: int) -> None:
         self._starts += 1
@@ -81,6 +82,10 @@ class Running:
     def kill(self, name: str) -> None:
         """End a party with all its helpers, as a power cut does."""
         end_group(self.processes[name])
+        if name == "server":
+            for number, _ in list(self._of_server()):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
     def hold(self, name: str) -> None:
         os.killpg(self.processes[name].pid, signal.SIGSTOP)
@@ -90,16 +95,18 @@ class Running:
 
     def server_app(self) -> int | None:
         """Return the id of the ServerApp's process, which the SuperLink started."""
-        group = os.getpgid(self.processes["server"].pid)
+        found = [n for n, words in self._of_server() if b"flwr-serverapp" in words]
+        return found[0] if found else None
+
+    def _of_server(self) -> Iterator[tuple[int, bytes]]:
+        """Give out the server's processes: Flower starts some in a session of their own."""
+        home = f"FLWR_HOME={self.root / 'server' / 'flwr'}\0".encode()
         for place in Path("/proc").glob("[0-9]*"):
             try:
-                words = (place / "cmdline").read_bytes().split(b"\0")
-                mine = os.getpgid(int(place.name)) == group
-            except (OSError, ProcessLookupError):
+                if home in (place / "environ").read_bytes():
+                    yield int(place.name), (place / "cmdline").read_bytes()
+            except OSError:
                 continue
-            if mine and any(b"flwr-serverapp" in word for word in words):
-                return int(place.name)
-        return None
 
     def begin(self, out: Path, *more: str) -> subprocess.Popen:
         """Start `deploy run` and let it follow; its lines are in `out.log`."""
@@ -107,7 +114,7 @@ class Running:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "fedvlm.cli", "deploy", "run", str(self.root / "server")),
-                *("--out", str(out), "--within", "800", *more),
+                *("--out", str(out), "--within", "1400", *more),
             ],
             env=environment(),
             stdout=log,

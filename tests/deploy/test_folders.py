@@ -208,3 +208,11 @@ def test_a_compose_file_is_one(tmp_path, party):
     assert service["volumes"] == ["./:/party"]
     assert ("ports" in service) == (party == "server")  # nobody calls a node
     assert service.get("ports", ["8443:8443"]) == ["8443:8443"]
+
+
+@pytest.mark.parametrize("protect", ["he", "secagg-active"])
+def test_the_run_that_is_written_is_one_that_can_be_run(tmp_path, protect):
+    init(tmp_path / "fed", terms(protect=protect))
+    config = load_config(tmp_path / "fed" / "server" / "run.toml")
+    assert config.protection.protect == protect
+    assert config.server.node_scores == ("none" if protect == "he" else "last")

@@ -106,6 +106,7 @@ def test_a_half_written_line_waits(tmp_path):
 
 def test_a_run_that_failed_or_takes_too_long_is_told(tmp_path):
     lines = [
+        {"event": "start", "time": 100.0},
         {
             "event": "trip",
             "trip": "train",
@@ -117,13 +118,17 @@ def test_a_run_that_failed_or_takes_too_long_is_told(tmp_path):
             "download_bytes": 9,
             "seconds": 1.0,
         },
-        {"event": "round", "entry": {"round": 1, "clients": 3, "epsilon": 1.25}},
+        {
+            **{"event": "round", "time": 110.0},
+            "entry": {"round": 1, "clients": 3, "epsilon": 1.25},
+        },
     ]
     told = []
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DropoutError, match="longer than"):
         follow(tmp_path, "7", tmp_path, Follower(4), told.append, 0.05)
-    assert "round 1/4: 3 nodes summed, ε 1.25; about" in told[-1]
+    expected = "round 1/4: 3 nodes summed, ε 1.25; about 30 s left; missing: node-1 (budget)"
+    assert told[-1] == expected
     lines.append({"event": "failed", "text": "no round of 1 succeeded", "code": 3})
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ProtocolError, match=r"no round of 1 succeeded; refused: node-1 \(budget\)"):
