@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ _POLL_S = 0.5
 _ASK_S = 15.0
 _END_S = 20.0
 _LOST_S = 60.0
-UNKNOWN = "unknown"
+_CONNECT_S = 10.0
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -208,7 +209,7 @@ def follow(
             if waiting:
                 say(waiting)
             status = status_of(folder, run_id)
-            lost = (lost or time.monotonic()) if status == UNKNOWN else 0.0
+            lost = 0.0 if reachable(folder) else lost or time.monotonic()
             if lost and time.monotonic() - lost > _LOST_S:
                 raise DropoutError(
                     f"the SuperLink doesn't answer for {_LOST_S:.0f} s; start it again (sh "
@@ -249,7 +250,17 @@ def status_of(folder: Path, run_id: str) -> str:
         found = flwr(folder, "list", SUPERLINK, "--run-id", run_id)
         return str(found["runs"][0]["status"])
     except (ConfigError, KeyError, IndexError):
-        return UNKNOWN
+        return "unknown"
+
+
+def reachable(folder: Path) -> bool:
+    """Return whether somebody listens at the server's address."""
+    host, _, port = server_of(folder).rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _refusals(follower: Follower) -> str:

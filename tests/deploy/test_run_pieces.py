@@ -176,3 +176,36 @@ def test_dp_without_data_asks_for_the_public_mean(small_run):
     with pytest.raises(ConfigError, match="set mean_pairs"):
         all_pairs(load_task(config))
     assert all_pairs(load_task(config_from({"mean_pairs": 40}, config))) == 120
+
+
+def test_a_superlink_that_is_gone_is_said_and_one_that_is_slow_is_waited_for(tmp_path, monkeypatch):
+    import socket
+
+    from fedvlm.deploy import run
+
+    monkeypatch.setattr(run, "_ASK_S", 0.0)
+    monkeypatch.setattr(run, "_LOST_S", 0.2)
+    monkeypatch.setattr(run, "_POLL_S", 0.05)
+    # Its command line may fail on a busy machine: that alone says nothing.
+    monkeypatch.setattr(run, "status_of", lambda folder, run_id: "unknown")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        port = listening.getsockname()[1]
+        (tmp_path / "server.json").write_text(json.dumps({"server": f"localhost:{port}"}))
+        with pytest.raises(DropoutError, match="longer than"):
+            follow(tmp_path, "7", tmp_path, Follower(4), print, 1.0)
+    with pytest.raises(DropoutError, match=r"doesn't answer .* deploy run --resume goes on"):
+        follow(tmp_path, "7", tmp_path, Follower(4), print, 30.0)
+
+
+def test_a_resumed_run_is_followed_from_its_own_start(tmp_path):
+    """What an earlier start wrote last, such as its failure, is not this one's."""
+    from fedvlm.deploy.run import place_of
+
+    path = tmp_path / FILE
+    path.write_text('{"event": "failed", "text": "killed"}\n{"event": "hal')
+    place = place_of(tmp_path)
+    ProgressFile(tmp_path, resume=True).write("done")
+    follow(tmp_path, "7", tmp_path, Follower(4), print, 30.0, place=place)
+    assert place_of(tmp_path / "none") == 0
