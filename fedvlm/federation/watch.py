@@ -137,6 +137,11 @@ class WatchedGrid(Subset):
                 number = number_told(reply)
                 if number is not None:
                     self._numbers.setdefault(reply.metadata.src_node_id, number)
+        # Ids are given with the delivery, in place of a message's place.
+        trip.asked = {
+            m.metadata.message_id or each: m.metadata.dst_node_id
+            for each, m in zip(asked, batch, strict=True)
+        }
         trip.replies = replies
         self.end_trip()
         return replies
@@ -182,8 +187,13 @@ class WatchedGrid(Subset):
         if trip is None or self._hidden(trip):
             return
         asked, replies = list(trip.asked.values()), trip.replies
-        good = [r.metadata.src_node_id for r in replies if not r.has_error()]
-        bad = {r.metadata.src_node_id: _why(r) for r in replies if r.has_error()}
+
+        def of(reply: Message) -> int:  # where a node is gone, the SuperLink answers in its place
+            meta = reply.metadata
+            return trip.asked.get(meta.reply_to_message_id, meta.src_node_id)
+
+        good = [of(reply) for reply in replies if not reply.has_error()]
+        bad = {of(reply): _why(reply) for reply in replies if reply.has_error()}
         silent = [node for node in asked if node not in bad and node not in good]
         self._progress.write(
             "trip",

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedvlm.config import config_from, to_run_config
 from fedvlm.deploy.run import Follower, follow, read_events, register, server_of
-from fedvlm.deploy.supernode import pin
+from fedvlm.deploy.supernode import _waits, patient, pin
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
 from fedvlm.federation import InProcessGrid, load_task
 from fedvlm.federation.watch import FILE, ProgressFile, WatchedGrid
@@ -209,3 +209,58 @@ def test_a_resumed_run_is_followed_from_its_own_start(tmp_path):
     ProgressFile(tmp_path, resume=True).write("done")
     follow(tmp_path, "7", tmp_path, Follower(4), print, 30.0, place=place)
     assert place_of(tmp_path / "none") == 0
+
+
+class _RefusedError(Exception):
+    def __init__(self, code):
+        super().__init__(code)
+        self.response = SimpleNamespace(status_code=code)
+
+
+def test_a_node_that_died_is_let_in_once_its_last_process_is_given_up(monkeypatch):
+    """For a minute the SuperLink refuses it, and Flower's SuperNode would end."""
+    from fedvlm.deploy import supernode
+
+    monkeypatch.setattr(supernode, "_PAUSE_S", 0.01)
+
+    def client(answers):
+        answers = iter(answers)
+
+        class Client:
+            def ActivateNode(self, request):  # noqa: N802  Flower's name
+                found = next(answers)
+                if isinstance(found, Exception):
+                    raise found
+                return found
+
+        return Client
+
+    made = client([_RefusedError(412), _RefusedError(412), "in"])
+    patient(made, 30.0)
+    assert made().ActivateNode("me") == "in"
+    for answers, seconds in (([_RefusedError(412)] * 99, 0.05), ([_RefusedError(401), "in"], 30)):
+        made = client(answers)
+        patient(made, seconds)
+        with pytest.raises(_RefusedError):
+            made().ActivateNode("me")
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ([], 120),
+        (["--max-wait-time", "5"], 5),
+        (["--max-wait-time=7", "x"], 7),
+        (["--max-wait-time", "3600"], 120),
+        (["--max-wait-time"], 120),
+        (["--max-wait-time", "x"], 120),
+    ],
+)
+def test_nobody_waits_longer_than_the_node_s_owner_said(words, seconds):
+    assert _waits(words) == seconds
+
+
+def test_the_wait_fits_the_flower_that_is_installed():
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    assert callable(FleetHttpClient.ActivateNode)

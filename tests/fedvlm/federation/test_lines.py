@@ -2,7 +2,7 @@
 
 import json
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +126,29 @@ def test_a_protocol_s_trips_are_told_by_their_own_names(tmp_path):
     assert [event["silent"] for event in trips] == [[], [], ["node-2"]]
     assert all(event["asked"] == ["node-1", "node-2", "node-3"] for event in trips)
     assert all(event["upload_bytes"] > 0 for event in trips)
+
+
+def test_a_node_that_is_gone_is_named_though_the_superlink_answers_for_it(tmp_path):
+    """Its error comes from Flower's own id 1."""
+    found, inner = grid(tmp_path, lambda reply: True)
+    gone, real = inner.node_ids[2], inner._handle
+
+    def handle(message):
+        if message.metadata.dst_node_id != gone:
+            return real(message)
+        reply = Message(Error(5, "Message Unavailable"), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+    inner._handle = handle
+    messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in inner.node_ids]
+    found.send_and_receive(messages)
+    ids = found.push_messages(protocol(inner, "mask"))
+    found.pull_messages(ids)
+    for told in (e for e in events(tmp_path) if e["event"] == "trip" and e["trip"] != "query"):
+        assert told["refused"] == {"node-3": "not there"}
+        assert told["silent"] == []
+        assert told["answered"] == ["node-1", "node-2"]
 
 
 def test_who_trains_under_client_level_dp_is_told_to_no_file(tmp_path):
