@@ -68,7 +68,7 @@ class MLflow:
     """
 
     def __init__(self, place: str, settings: Settings) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow: Any = mlflow
         if place:

@@ -101,9 +101,13 @@ def _read(message: Message) -> dict[str, str]:
     record = message.content.get(FACTS)
     if not isinstance(record, ConfigRecord):
         raise RefusedError("terms", "the server asks for agreement, and names no facts")
-    facts = {name: record[name] for name in record}
     known = {*_PARTS, *_MODEL}
-    wrong = [n for n, v in facts.items() if n not in known or type(v) is not str or len(v) > _MOST]
+    facts = {
+        name: value
+        for name, value in record.items()
+        if name in known and isinstance(value, str) and len(value) <= _MOST
+    }
+    wrong = [name for name in record if name not in facts]
     missing = [name for name in known - {"schema"} if name not in facts]
     if wrong or missing:
         raise RefusedError(
