@@ -216,3 +216,33 @@ def test_the_run_that_is_written_is_one_that_can_be_run(tmp_path, protect):
     config = load_config(tmp_path / "fed" / "server" / "run.toml")
     assert config.protection.protect == protect
     assert config.server.node_scores == ("none" if protect == "he" else "last")
+
+
+def test_the_servers_port_is_open_to_this_machine_alone_until_asked(federation, tmp_path):
+    """Whoever reaches the port can start runs: nobody but this machine does by default."""
+    fake = tmp_path / "bin" / "flower-superlink"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "{fake.parent}"\n')
+    for script in (fake, python):
+        script.chmod(0o755)
+
+    def started(**more: str) -> list[str]:
+        done = subprocess.run(
+            ["sh", str(federation / "server" / "start-server.sh")],
+            env={"PATH": "/usr/bin:/bin", "FEDVLM_PYTHON": str(python), **more},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout.splitlines()
+
+    told = started()
+    assert told[told.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-supernode-auth" in told
+    asked = started(HOST="0.0.0.0")
+    assert asked[asked.index("--host") + 1] == "0.0.0.0"
+    readme = " ".join((federation / "server" / "README.md").read_text().split())
+    assert "start runs and register nodes" in readme
