@@ -51,6 +51,7 @@ class Running:
         assert made.returncode == 0, made.stderr
         self.nodes = [self.root / f"node-{k + 1}" for k in range(NODES)]
         fill([node / "data" for node in self.nodes])
+        self._stack = stack
         self.parties = Parties(stack, tmp / "logs")
         self.processes: dict[str, subprocess.Popen] = {}
         self.ports = [free_port() for _ in self.nodes]
@@ -110,8 +111,8 @@ class Running:
 
     def begin(self, out: Path, *more: str) -> subprocess.Popen:
         """Start `deploy run` and let it follow; its lines are in `out.log`."""
-        log = out.with_suffix(".log").open("a")
-        return subprocess.Popen(
+        log = self._stack.enter_context(out.with_suffix(".log").open("a"))
+        process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "fedvlm.cli", "deploy", "run", str(self.root / "server")),
                 *("--out", str(out), "--within", "1400", *more),
@@ -121,6 +122,8 @@ class Running:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._stack.callback(end_group, process)
+        return process
 
     def told(self, out: Path) -> str:
         path = out.with_suffix(".log")
