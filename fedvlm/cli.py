@@ -16,6 +16,7 @@ from fedvlm.cli_trained import register as register_trained
 from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
+from fedvlm.tracking import TRACK_HELP
 
 app = typer.Typer(
     help="Federated fine-tuning of vision-language models, its protections and its leakage.",
@@ -27,6 +28,7 @@ data_app = typer.Typer(help="The embedded data, and prepared images.", no_args_i
 app.add_typer(data_app, name="data")
 
 _state = {"debug": False}
+TRACK = typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
 
 
 def _show_version(asked: bool) -> None:
@@ -99,6 +101,7 @@ def simulate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the run that --out holds")
     ] = False,
+    track: Annotated[list[str] | None, TRACK] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Run a federation in this process and report what was gained.
@@ -130,18 +133,38 @@ def simulate(
     if seed is not None:
         chosen = config_from({"seed": seed}, chosen)
     from fedvlm.federation import simulate as run
+    from fedvlm.federation.lines import Follower
+    from fedvlm.tracking import tracked
 
-    said = out is not None
+    said, follower, status = out is not None, Follower(chosen.training.rounds), ""
 
-    def on_round(entry: dict[str, Any]) -> None:
-        nonlocal said
-        if not said:  # now that it runs: an error is one line
-            _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
-            said = True
-        _say(_round_line(entry, chosen.training.rounds))
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal status
+        if event["event"] == "round":  # before the next one's silence is counted
+            status = follower.after(event)
+        else:
+            list(follower.lines(event))
 
-    with progress_bars() as progress:
-        result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
+    with progress_bars() as progress, tracked(track or [], chosen.to_dict()) as take:
+
+        def on_round(entry: dict[str, Any]) -> None:
+            nonlocal said, status
+            if not said:  # now that it runs: an error is one line
+                _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
+                said = True
+            _say(_round_line(entry, chosen.training.rounds) + status)
+            status = ""  # what is told again after a resume has none
+            progress("rounds", entry["round"], chosen.training.rounds)
+            take(entry)
+
+        result = run(
+            chosen,
+            out=out,
+            resume=resume,
+            progress=progress,
+            on_round=on_round,
+            on_event=on_event,
+        )
     from rich.console import Console
 
     from fedvlm.reporting import cost_line, save_plots, summary_table

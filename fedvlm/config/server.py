@@ -7,6 +7,7 @@ from fedvlm.config._section import Section, setting
 
 SHARES = ("both", "A", "B", "alternate")
 RULES = ("average", "flexlora", "fedex")
+SCORES = ("none", "last", "each")
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
 
@@ -67,6 +68,13 @@ class ServerConfig(Section):
         below=True,
         flat="server_momentum",
         server=True,
+    )
+    node_scores: str = setting(
+        "none",
+        "Whether nodes hold out a part of their pairs, by image content, and have one accuracy "
+        "over all of them summed as updates are: none, last (after the last round) or each "
+        "(round). Only without DP: no noise covers such a sum.",
+        choices=SCORES,
     )
     workers: int = setting(
         0,

@@ -12,6 +12,7 @@ from fedvlm.config.model import ModelConfig
 from fedvlm.config.privacy import PrivacyConfig
 from fedvlm.config.protection import ProtectionConfig
 from fedvlm.config.rules import check_rules
+from fedvlm.config.scores import check_scores
 from fedvlm.config.server import ServerConfig
 from fedvlm.config.training import TrainingConfig
 from fedvlm.errors import ConfigError
@@ -63,6 +64,7 @@ class Config:
             )
         check_rules(self)
         check_head(self)
+        check_scores(self)
         self._check_device()
 
     def _check_device(self) -> None:
@@ -113,6 +115,12 @@ class Config:
     def cohort(self) -> int:
         """How many are asked in a round, as long as all are there; at least 2."""
         return max(2, round(self.server.fraction * self.nodes))
+
+    def scores_after(self, server_round: int) -> bool:
+        """Return whether nodes score the adapter after a round, counted from 1."""
+        asked = self.server.node_scores
+        last = asked == "last" and server_round == self.training.rounds
+        return server_round >= 1 and (last or asked == "each")
 
     def value(self, entry: Entry) -> Any:
         """Return the value of a setting."""

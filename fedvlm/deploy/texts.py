@@ -31,6 +31,10 @@ adapters = ["lora", "ffa-lora", "prompt", "feature"]
 # The base model's weights must be these; empty for any.
 model = "{weights}"
 
+# Whether a run may sum up, over all nodes, how well its adapter does on the fifth of your images
+# that no run trains on. Such a sum is an answer that counts. Your own is in state/scores.json.
+scores = true
+
 # Differential privacy. Take the sign # away to refuse runs without noise, and to allow no more
 # than this epsilon in all and for ever, at this delta at most.
 # epsilon = 8.0
@@ -158,6 +162,10 @@ min_clients = 3
 round_timeout = 600.0
 trip_timeout = 120.0
 join_timeout = 120.0
+
+# One accuracy of the images that the nodes hold out, by a sum like that of updates: after the last
+# round, after each, or none (under dp, and in sums under encryption, always none).
+node_scores = "{scores}"
 """
 
 README_SERVER = """\

@@ -13,7 +13,7 @@ from fedvlm.config import Config
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.federation.floor import REFUSALS, RefusedError
 from fedvlm.federation.node import Node, node_of, simulated
-from fedvlm.federation.roll import QUERY
+from fedvlm.federation.roll import AGREE, QUERY
 from fedvlm.federation.terms import he_policy, secure_policy, settings_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def protect_client(
     exception may hold data. In a simulation it is raised, and shown.
     """
     try:
-        if message.metadata.message_type.partition(".")[0] == QUERY:
+        kind, _, action = message.metadata.message_type.partition(".")
+        if kind == QUERY and action != AGREE:
             return call_next(message, context)  # the app tells its number there, and nothing else
         node = node_of(context)
         try:
@@ -45,6 +46,10 @@ def protect_client(
         except ConfigError as error:
             raise RefusedError("terms", f"the run's configuration is none: {error}") from error
         node.agree(config)
+        if kind == QUERY:
+            if config.protection.secure:
+                check_members(config, _members(node))
+            return call_next(message, context)
         return _answer(node, config, message, context, call_next)
     except Exception as error:
         if simulated(context):

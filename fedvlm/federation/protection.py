@@ -44,7 +44,7 @@ def _report(history: list[Any]) -> dict[str, Any]:
     Beside them what the sum tells of its clients: how many refused, by code, and how many updates
     it had to scale down or could not use.
     """
-    record = history[-1]
+    record = next(each for each in reversed(history) if getattr(each, "kind", "train") == "train")
     trips = [
         {
             "trip": trip.name,

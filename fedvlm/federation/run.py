@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedvlm.canaries import Canaries
 from fedvlm.config import Config
 from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
+from fedvlm.federation.agreement import facts_of
 from fedvlm.federation.checkpoint import (
     Checkpoint,
     input_hashes,
@@ -70,7 +71,11 @@ def _federate(
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
-    roll = Roll(config.nodes)
+    roll = Roll(
+        config.nodes,
+        facts=facts_of(task),
+        agree_s=max(config.server.round_timeout, config.server.join_timeout),
+    )
     private = None
     if config.privacy.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.noising import private_strategy
@@ -125,6 +130,7 @@ def _federate(
         if number:
             entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
+            entry |= strategy.scores.get(number, {})
             if number in strategy.abandoned and not entry.get("abandoned"):
                 entry["abandoned"] = strategy.abandoned[number]
         history.append(entry)
@@ -133,7 +139,8 @@ def _federate(
         return None
 
     if done < config.training.rounds:
-        require_nodes(roll.gather(grid, config.nodes, config.server.join_timeout), config)
+        there = roll.gather(grid, config.nodes, config.server.join_timeout)
+        require_nodes(there, config, roll.refused)
         with _quiet_flower():
             outer.start(
                 grid,
@@ -174,17 +181,28 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def require_nodes(there: list[int], config: Config) -> None:
+def require_nodes(
+    there: list[int], config: Config, refused: Mapping[int, str] | None = None
+) -> None:
     """Refuse to start a run that the nodes that are there can't finish.
+
+    Args:
+        there: Nodes that came and agree.
+        config: The federation's configuration.
+        refused: Number of a node that doesn't agree → code of the reason.
 
     Raises:
         DropoutError: Fewer nodes than any round needs.
     """
-    if len(there) < MIN_CLIENTS:
-        raise DropoutError(
-            f"{len(there)} of {config.nodes} nodes came within {config.server.join_timeout:g} s, "
-            f"and a round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
-        )
+    if len(there) >= MIN_CLIENTS:
+        return
+    told = [f"client {n + 1} refuses ({code})" for n, code in sorted((refused or {}).items())]
+    raise DropoutError(
+        f"{len(there)} of {config.nodes} nodes came within {config.server.join_timeout:g} s and "
+        f"agree, and a round needs at least {MIN_CLIENTS}; "
+        + (f"{', '.join(told)}: their logs say why; " if told else "")
+        + "start the others, or raise join_timeout"
+    )
 
 
 def _summary(
@@ -204,6 +222,8 @@ def _summary(
         summary[f"{part}_zero_shot"] = first.get(key)
         summary[f"{part}_federated"] = last.get(key)
     summary["ood_central"] = lines.get("ood_central")
+    if "nodes_one_of_100" in history[-1]:  # personal parts included, as each node has its own
+        summary["nodes_federated"] = history[-1]["nodes_one_of_100"]
     return summary
 
 

@@ -12,9 +12,11 @@ from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn, InProcessGrid
 from fedvlm.federation.result import Result
-from fedvlm.federation.run import OnRound, _ignore, run_federation
+from fedvlm.federation.run import OnRound, _ignore
 from fedvlm.federation.task import Progress, device_of, quiet
 from fedvlm.federation.terms import he_policy
+from fedvlm.federation.watch import Listener, _nobody
+from fedvlm.federation.watched import watched_federation
 from fedvlm.models.placement import side_by_side
 
 
@@ -64,6 +66,7 @@ def simulate(
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
     client: ClientFn = app,
+    on_event: Listener = _nobody,
 ) -> Result:
     """Federate an adapter over simulated clients, all in this process.
 
@@ -77,6 +80,7 @@ def simulate(
         progress: Called with (task, done, total) during preparation.
         on_round: Called with each round's entry as soon as it is known.
         client: What every node runs; another one to simulate an attacker among them.
+        on_event: Called with each event as it comes: who is asked, who has answered.
 
     Returns:
         The result.
@@ -92,8 +96,14 @@ def simulate(
         _give_folders(grid, config, folder, resume)
     try:
         with give_keys(grid, config):
-            return run_federation(
-                grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
+            return watched_federation(
+                grid,
+                config,
+                out=folder,
+                resume=resume,
+                progress=progress,
+                on_round=on_round,
+                on_event=on_event,
             )
     except Exception as error:
         # In a deployment the reason stays with the client; in one process it is ours to show.

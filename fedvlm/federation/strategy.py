@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,6 +20,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from fedvlm.config import Config
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
+from fedvlm.federation.scores import mean_of, one_score, whole_record
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Seen, Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
@@ -75,8 +77,11 @@ def inner_strategy(config: Config) -> FedAvg:
 
     FedProx is a term of the client's loss; on the server it is the same average.
     """
-    common = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
-    common |= {"min_train_nodes": 1, "min_available_nodes": 1}
+    scored = config.server.node_scores != "none"
+    common: dict[str, Any] = {"fraction_evaluate": float(scored), "min_evaluate_nodes": int(scored)}
+    if scored and config.protection.secure:
+        common["evaluate_metrics_aggr_fn"] = whole_record
+    common |= {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
     if config.server.optimizer == "fedavgm":
         return FedAvgM(
             **common,
@@ -114,6 +119,7 @@ class FederationStrategy(WrappingStrategy):
         self._roll = roll or Roll(config.nodes)
         self.costs: dict[int, RoundCost] = {}
         self.abandoned: dict[int, str] = {}
+        self.scores: dict[int, dict[str, float]] = {}
         self._config = config
         self._schema = schema
         self._rounds_done = rounds_done
@@ -229,6 +235,37 @@ class FederationStrategy(WrappingStrategy):
             train_loss=_as_float(told.get("train-loss")),
         )
         return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask all nodes to score the round's adapter, where the run has them do so.
+
+        It is sent as it would be in the next round: personal parts are those after this one.
+        """
+        number = server_round + self._rounds_done
+        if not self._config.scores_after(number):
+            return []
+        config["schema"] = self._schema
+        subset = Subset(grid, self._roll.call(grid))
+        return list(self.inner.configure_evaluate(number + 1, arrays, config, subset))
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Keep the one accuracy of all nodes; single nodes' are seen by who sums in clear."""
+        number = server_round + self._rounds_done
+        if not self._config.scores_after(number):
+            return None
+        if self._config.protection.protect == "plain":
+            told, count = mean_of(replies)
+            if count < MIN_CLIENTS:
+                log.warning("round %d: %d nodes told a score, too few for a mean", number, count)
+                return None
+        else:
+            told = self.inner.aggregate_evaluate(number + 1, replies)
+        self.scores[number] = one_score(told or {})
+        return None
 
 
 def _as_float(value) -> float | None:

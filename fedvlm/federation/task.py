@@ -17,7 +17,7 @@ from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_spl
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
 from fedvlm.federation.no_data import NO_DATA, nothing
-from fedvlm.federation.own_data import own_splits
+from fedvlm.federation.own_data import held_out, own_splits
 from fedvlm.mitigation.repairs import Repair
 from fedvlm.models import LoadedModel, load_model
 from fedvlm.models.placement import dtype_of, place, resolve_device
@@ -53,6 +53,7 @@ class Task:
         own: The pairs of the client whose task it is; None for the server's.
         repair: What a mitigation adds to each example's loss; None for nothing.
         inputs: What it is trained and evaluated on: `pairs`, or the features of a frozen tower.
+        held: Those that it holds out, to score an adapter on; None where it holds out none.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Task:
     own: NDArray[np.int64] | None = None
     repair: Repair | None = None
     inputs: EncodedPairs | None = None
+    held: NDArray[np.int64] | None = None
 
     def rows(self, client: int) -> NDArray[np.int64]:
         """Return the pairs that a client trains on: its own, or those that it was dealt."""
@@ -165,7 +167,11 @@ def load_task(config: Config, progress: Progress = quiet, client: int | None = N
             f"data = {NO_DATA!r} leaves the clients to data of their own, which this one has not; "
             "name its folder in node.toml"
         )
-    return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
+    own = parts[client] if client < len(parts) else parts[0][:0]
+    if config.server.node_scores == "none" or not len(own):
+        return replace(task, own=own)
+    held = held_out([task.data.encoded[row] for row in own])
+    return replace(task, own=own[~held], held=own[held])
 
 
 @contextmanager
@@ -216,7 +222,27 @@ def load_own_task(
             built = _task(config, model, *_own[where], quiet)
         _local.key, _local.task = key, built
     task: Task = _local.task
-    return replace(task, own=task.splits.clients[0])
+    return replace(task, own=task.splits.clients[0], held=task.splits.test)
+
+
+def bare_model(name: str) -> LoadedModel:
+    """Load a base model without adapter or data.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    with _lock:
+        return load_model(name)
+
+
+def bare_schema(config: Config, model: LoadedModel) -> str:
+    """Put a run's adapter on a base model and return the hash of its schema.
+
+    Raises:
+        ConfigError: The adapter doesn't fit the model.
+    """
+    with _lock:
+        return attach(model.vlm, config.adapter.spec, ExperimentSeed(config.training.seed)).schema
 
 
 def _version(name: str) -> tuple[tuple[str, int, int], ...]:

@@ -68,8 +68,17 @@ def mean_interval(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> t
         clusters: Shape (N,): values of one image share a number.
     """
     sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
-    n = sizes.sum() ** 2 / (sizes**2).sum()
-    right = float(np.clip(values.mean(), 0.0, 1.0)) * n
+    return rate_interval(float(values.mean()), float(sizes.sum() ** 2 / (sizes**2).sum()))
+
+
+def rate_interval(mean: float, n: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's 95 % interval for a mean of `n` independent values in [0, 1].
+
+    Args:
+        mean: The mean, clipped to [0, 1].
+        n: How many they count as, above 0; needn't be whole.
+    """
+    right = float(np.clip(mean, 0.0, 1.0)) * n
     tail = (1 - _COVERAGE) / 2
     low = betaincinv(right, n - right + 1, tail) if right > 0 else 0.0
     high = betaincinv(right + 1, n - right, 1 - tail) if right < n else 1.0

@@ -175,6 +175,49 @@ def test_a_common_key_goes_to_the_nodes_and_never_to_the_server(tmp_path):
     assert read_node(tmp_path / "fed" / "node-3" / "node.toml").floor.protect == "he"
 
 
+SERVICE = {
+    "image": str,
+    "command": list,
+    "restart": str,
+    "read_only": bool,
+    "tmpfs": list,
+    "cap_drop": list,
+    "security_opt": list,
+    "volumes": list,
+    "environment": dict,
+    "ports": list,
+}
+"""Of the Compose specification, what these files use, with the type that it asks for."""
+
+
+@pytest.mark.parametrize("party", ["server", "node-1"])
+def test_a_compose_file_is_one(tmp_path, party):
+    import yaml
+
+    init(tmp_path / "fed", terms(port=8443))
+    found = yaml.safe_load((tmp_path / "fed" / party / "compose.yaml").read_text())
+    assert set(found) == {"services"}
+    ((name, service),) = found["services"].items()
+    assert name == party.partition("-")[0]
+    for key, value in service.items():
+        assert isinstance(value, SERVICE[key]), key
+    assert service["image"].startswith("${FEDVLM_IMAGE:?")
+    script = service["command"][-1].removeprefix("/party/")
+    assert (tmp_path / "fed" / party / script).exists()
+    assert service["restart"] == "unless-stopped"
+    assert service["volumes"] == ["./:/party"]
+    assert ("ports" in service) == (party == "server")  # nobody calls a node
+    assert service.get("ports", ["8443:8443"]) == ["8443:8443"]
+
+
+@pytest.mark.parametrize("protect", ["he", "secagg-active"])
+def test_the_run_that_is_written_is_one_that_can_be_run(tmp_path, protect):
+    init(tmp_path / "fed", terms(protect=protect))
+    config = load_config(tmp_path / "fed" / "server" / "run.toml")
+    assert config.protection.protect == protect
+    assert config.server.node_scores == ("none" if protect == "he" else "last")
+
+
 def test_the_servers_port_is_open_to_this_machine_alone_until_asked(federation, tmp_path):
     """Whoever reaches the port can start runs: nobody but this machine does by default."""
     fake = tmp_path / "bin" / "flower-superlink"

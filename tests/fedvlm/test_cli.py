@@ -74,6 +74,9 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "federated" in done.stdout
     assert "round   3/3" in done.stderr
+    assert "; about 0 s left" in done.stderr.partition("round   3/3")[2]
+    lines = (out / "progress.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in (lines[0], lines[-1])] == ["start", "done"]
     result = json.loads((out / "result.json").read_text())
     assert result["seed"] == 3
     assert sorted(p.name for p in (out / "figures").iterdir()) == [
@@ -96,6 +99,9 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     assert more.returncode == 0, more.stderr
     assert json.loads(more.stdout)["rounds"][:4] == result["rounds"]
     assert "round   4/4" in more.stderr
+    told = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+    rounds = [event["entry"]["round"] for event in told if event["event"] == "round"]
+    assert rounds == [0, 1, 2, 3, 4]  # each once, over three starts
 
     kept = (out / "result.json").read_text()
     silent = _run("simulate", *options, "--out", out)
