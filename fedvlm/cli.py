@@ -118,6 +118,11 @@ def simulate(
         chosen = config_from({"seed": seed}, chosen)
     from fedvlm.federation import simulate as run
 
+    finished = ""
+    if resume and out is not None:
+        from fedvlm.federation.checkpoint import nothing_left
+
+        finished = nothing_left(out, chosen)
     said = out is not None
 
     def on_round(entry: dict[str, Any]) -> None:
@@ -129,6 +134,8 @@ def simulate(
 
     with progress_bars() as progress:
         result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
+    if finished:
+        _say(finished)
     from rich.console import Console
 
     from fedvlm.reporting import cost_line, save_plots, summary_table

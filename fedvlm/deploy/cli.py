@@ -120,7 +120,7 @@ def run(
     """Run what DIR/run.toml says on the SuperLink, and follow it live, by round."""
     from fedvlm.config import config_from, load_config
     from fedvlm.deploy.run import Follower, follow, start_run
-    from fedvlm.federation.checkpoint import saved_config
+    from fedvlm.federation.checkpoint import nothing_left, saved_config
     from fedvlm.federation.result import Result
     from fedvlm.reporting import write_report
 
@@ -137,6 +137,9 @@ def run(
         raise ConfigError(f"{place} holds a run; --resume goes on with it, another --out keeps it")
     base = saved_config(place) if resume else load_config(folder / "run.toml")
     config = config_from(changes, base)
+    if resume and (finished := nothing_left(place, config)):
+        typer.echo(finished)
+        return
     run_id = start_run(folder, config, place, resume)
     typer.echo(f"run {run_id} of {config.rounds} rounds with {config.clients} nodes, in {place}")
     follow(folder, run_id, place, Follower(config.rounds), typer.echo, within)
