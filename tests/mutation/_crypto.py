@@ -1,10 +1,13 @@
-"""Faults of `secure`: package, file, what stands there, what is put there, tests."""
+"""Faults of `secure`: package, file, old text, new text, tests, and why it survives, if it may."""
 
 _A, _AT = "secure/aggregation", "secure/aggregation/"
 _H, _HT = "secure/he", "secure/he/"
 _S, _ST = "secure/smpc", "secure/smpc/"
 _SETS = f"{_AT}test_attacks_sets_and_keys.py {_AT}test_attacks_survivors_and_shares.py"
 _MASKS = f"{_AT}test_attacks_masks_and_sums.py"
+_QUESTION, _NODE = f"{_AT}test_flower_question.py", f"{_AT}test_flower_node.py"
+_FLOOD = f"{_HT}test_he_flooding.py"
+_PARCELS, _DEALT = f"{_ST}test_smpc_parcels.py", f"{_ST}test_smpc_service.py"
 
 RECORDS = (
     (_A, "_client.py", "opened = self.state.opened(setup.run, setup.kind, setup.round)",
@@ -41,8 +44,7 @@ RECORDS = (
      f"{_HT}test_he_client.py"),
     (_H, "release.py", "angle = 2.0 * np.pi * rng.uniform(half)",
      "angle = np.pi * rng.uniform(half)", f"{_HT}test_he_client.py"),
-    (_H, "guarded.py", "if self.queries >= self.max_queries:", "if False:",
-     f"{_HT}test_he_linear.py"),
+    (_H, "guarded.py", "if self.queries >= self.max_queries:", "if False:", _FLOOD),
     (_H, "aggregation.py", "if self._count >= self._limit:", "if False:",
      f"{_HT}test_he_aggregation_contract.py {_HT}test_he_silent_failures.py"),
     (_H, "policy.py", "if self.count(total, size) != clients:", "if False:",
@@ -81,4 +83,48 @@ RECORDS = (
     (_S, "_query.py", "if self.k > candidates:", "if False:", f"{_ST}test_smpc_parties.py"),
     (_S, "_material.py", "if len(data) != item.dealt_bytes:", "if False:",
      f"{_ST}test_smpc_parcels.py"),
+    (_A, "_client.py", "if bundle.question != self.state.question:", "if False:", _QUESTION),
+    (_A, "_client.py", "if request.members != state.survivors:", "if False:", _SETS),
+    (_A, "_client.py", "            self.wipe()\n            return reveal",
+     "            return reveal", _SETS),
+    (_A, "_client.py", "                if left < state.threshold:", "                if left < 1:",
+     _SETS),
+    (_A, "_client.py", "self._spent.take(session, stage)", "pass", _NODE),
+    (_A, "_client.py", "quorum=max(sharing.quorum, self._terms().fewest)",
+     "quorum=min(sharing.quorum, self._terms().fewest)", _SETS),
+    (_A, "_client.py", "elif self._terms().active:", "elif False:", _SETS),
+    (_A, "_client.py", "for peer, receipt in zip(expected, survivors.receipts, strict=True):",
+     "for peer, receipt in ():", _SETS),
+    (_A, "_client.py",
+     "for signer, signature in zip(request.signers, request.signatures, strict=True):",
+     "for signer, signature in ():", _SETS),
+    (_A, "_client.py", "if len(pair) != 2 * SECRET_BYTES or commitments != expected:",
+     "if len(pair) != 2 * SECRET_BYTES:", f"{_SETS} {_MASKS}"),
+    (_A, "_state.py", "late = number <= last", "late = number < last", _SETS),
+    (_A, "_policy.py", "(members + corrupt) // 2 + 1", "members // 2 + 1",
+     f"{_AT}test_secagg_graph.py {_SETS}"),
+    (_A, "_policy.py", "math.floor(Fraction(self.corrupt) * self._members) + LEAST_HONEST",
+     "LEAST_HONEST", f"{_AT}test_secagg_messages.py {_NODE} {_SETS}"),
+    (_A, "_server.py",
+     "if private.public_key().public_bytes_raw() != self._in.bundles[gone].mask_key:",
+     "if False:", f"{_MASKS} {_SETS}"),
+    (_H, "guarded.py", "self.queries += 1", "self.queries += 0", _FLOOD),
+    (_H, "guarded.py", "        result = self._flooded(result)\n", "", _FLOOD),
+    (_H, "guarded.py", "return math.ceil(SHIFT * spread) << statistical_bits",
+     "return math.ceil(SHIFT * spread) << (statistical_bits - 1)", _FLOOD),
+    (_H, "guarded.py", "seal.evaluator.add_inplace(result, zero)", "pass", _FLOOD),
+    (_H, "_flood.py", "for position in range(0, low_bits, 32):",
+     "for position in range(32, low_bits, 32):", _FLOOD),
+    (_H, "_flood.py", "high = -(-width >> low_bits)", "high = width >> low_bits", _FLOOD),
+    (_S, "parcels.py", "            summed.expect(head.length)\n            _bury(path)",
+     "            summed.expect(head.length)", _PARCELS),
+    (_S, "parcels.py", "os.open(_tombstone(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)",
+     "os.open(_tombstone(path), os.O_WRONLY | os.O_CREAT, 0o600)", _PARCELS),
+    (_S, "parcels.py", "if head.setup != setup:", "if False:", _PARCELS),
+    (_S, "parcels.py", "os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)",
+     "os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)", _PARCELS),
+    (_S, "dealer.py", 'if role != ("client" if ask == "open" else "server"):', "if False:",
+     f"{_PARCELS} {_DEALT} {_ST}test_smpc_parties.py"),
+    (_S, "dealer.py", "self._limits.check(query)", "pass", f"{_DEALT} {_ST}test_smpc_parties.py"),
+    (_S, "_open_parcels.py", "if opened.end > now:", "if opened.end:", _DEALT),
 )  # fmt: skip
