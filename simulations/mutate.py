@@ -203,6 +203,17 @@ def explained(edits: Sequence[Edit], found: dict[str, str]) -> list[str]:
     ]
 
 
+def by_package(edits: Sequence[Edit], found: dict[str, str]) -> list[str]:
+    """Return a line of a table for each package: faults, caught, survivors that are explained."""
+    lines = []
+    for package in dict.fromkeys(edit.package for edit in edits):
+        outcomes = [found.get(edit.name) for edit in edits if edit.package == package]
+        caught = sum(outcome in ("caught", "hung") for outcome in outcomes)
+        survived = outcomes.count("survived")
+        lines.append(f"| `{package}` | {len(outcomes)} | {caught} | {survived} |")
+    return lines
+
+
 def read(path: Path) -> dict[str, Finding]:
     """Return what a table says, by the name of the fault."""
     if not path.exists():
@@ -266,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     caught = sum(outcome in ("caught", "hung") for outcome in found.values())
     left = len(edits) - len(tried) - known
     sys.stdout.write(f"{caught} of {len(found)} caught, {left} not tried\n")
+    sys.stdout.write("".join(f"{line}\n" for line in by_package(edits, found)))
     sys.stdout.write("".join(f"survivor: {line}\n" for line in lines))
     sys.stdout.write("".join(f"void: {name}: its test fails without the fault\n" for name in void))
     return 1 if void or any(line.endswith("not explained") for line in lines) else 0
