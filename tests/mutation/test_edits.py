@@ -55,6 +55,19 @@ def test_survivors_that_nobody_explained_are_told_apart():
     assert told == [f"{EDITS[0].name}: not explained"]
 
 
+def test_the_page_says_what_the_table_holds_and_none_survives_unexplained():
+    found = mutate.read(mutate.TABLE)
+    assert set(found) <= {edit.name for edit in EDITS}
+    outcomes = {name: finding.outcome for name, finding in found.items()}
+    assert set(outcomes.values()) <= {"caught", "survived", "hung"}
+    assert not [line for line in explained(EDITS, outcomes) if line.endswith("not explained")]
+    for finding in found.values():
+        assert bool(finding.noticed_by) == (finding.outcome == "caught")
+    page = (ROOT / "docs" / "how-it-is-tested.md").read_text(encoding="utf-8")
+    for line in mutate.by_package(EDITS, outcomes):
+        assert line in page, f"docs/how-it-is-tested.md lacks {line}"
+
+
 def _few(monkeypatch, outcomes):
     """Let the faults be as many as the outcomes, and come out so; returns what was tried."""
     edits = EDITS[: len(outcomes)]
@@ -69,6 +82,7 @@ def _few(monkeypatch, outcomes):
     monkeypatch.setattr(mutate, "EDITS", edits)
     monkeypatch.setattr(mutate, "try_one", one)
     monkeypatch.setattr(mutate, "_copy", lambda target: None)
+    monkeypatch.setattr(mutate, "_warm", lambda: None)
     return tried
 
 
