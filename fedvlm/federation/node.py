@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError
 from fedvlm.federation.floor import PROTECTIONS, Floor, RefusedError, Terms, floor_from
 from fedvlm.federation.roll import own_number
@@ -63,7 +63,7 @@ class Node:
     he_key: Path | None = None
     simulated: bool = False
 
-    def agree(self, config: SimulationConfig) -> None:
+    def agree(self, config: Config) -> None:
         """Compare what a run asks for with the floor; nothing of the data is touched.
 
         Args:
@@ -80,20 +80,20 @@ class Node:
             raise RefusedError(
                 "noise", "the run wants noise that follows from its seed, which protects nobody"
             )
-        if self.data is None and config.data != PUBLIC_DATA:
+        if self.data is None and config.data.source != PUBLIC_DATA:
             raise RefusedError(
                 "data",
-                f"the run names the data {config.data!r}, and a node opens no folder that the "
-                "server chooses; name your own in node.toml",
+                f"the run names the data {config.data.source!r}, and a node opens no folder that "
+                "the server chooses; name your own in node.toml",
             )
-        if self.model is None and config.model != PUBLIC_MODEL:
+        if self.model is None and config.model.name != PUBLIC_MODEL:
             raise RefusedError(
                 "data",
-                f"the run names the model {config.model!r}, and a node loads none that the "
+                f"the run names the model {config.model.name!r}, and a node loads none that the "
                 "server chooses; name your own in node.toml",
             )
 
-    def task(self, config: SimulationConfig) -> "Task":
+    def task(self, config: Config) -> "Task":
         """Return model, adapter and the node's own pairs; its rows are `Task.own`.
 
         Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.adapters import FlatView, attach
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
@@ -23,7 +23,6 @@ from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
 # Models are made one at a time: transformers and peft draw initial values from torch's global
 # generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
-_SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _own: dict[tuple[str, str], tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _local = threading.local()
@@ -45,7 +44,7 @@ class Task:
         own: The pairs of the client whose task it is; None for the server's.
     """
 
-    config: SimulationConfig
+    config: Config
     seed: ExperimentSeed
     data: ImageTextData
     pairs: EncodedPairs
@@ -70,7 +69,7 @@ class Task:
             self.view,
             self.pairs,
             self.rows(client),
-            self.config.local_settings(server_round),
+            self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
 
@@ -106,9 +105,7 @@ def load_data(name: str, progress: Progress = quiet) -> ImageTextData:
     return load_emoji(progress) if name == "emoji" else load_folder(Path(name))
 
 
-def load_task(
-    config: SimulationConfig, progress: Progress = quiet, client: int | None = None
-) -> Task:
+def load_task(config: Config, progress: Progress = quiet, client: int | None = None) -> Task:
     """Load what a party of a simulation works on; data is shared in a process, models are not.
 
     A thread keeps the task of the last configuration that it asked for, so that a client's next
@@ -126,17 +123,20 @@ def load_task(
     key = (config, None)
     if getattr(_local, "key", None) != key:
         with _lock:
-            model = load_model(config.model)
-            where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-            if config.data == NO_DATA and where not in _shared:
+            model = load_model(config.model.name)
+            where = (config.data, config.model, config.training.seed)
+            if config.data.source == NO_DATA and where not in _shared:
                 _shared.clear()
                 _shared[where] = nothing()
             elif where not in _shared:
-                data = load_data(config.data, progress)
+                data = load_data(config.data.source, progress)
                 splits = make_splits(
                     data,
-                    ExperimentSeed(config.seed),
-                    **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]},
+                    ExperimentSeed(config.training.seed),
+                    clients=config.data.clients,
+                    partition=config.data.partition,
+                    alpha=config.data.alpha,
+                    membership=config.data.membership,
                 )
                 _shared.clear()  # one at a time: features are large
                 _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
@@ -155,7 +155,7 @@ def load_task(
 
 
 def load_own_task(
-    config: SimulationConfig,
+    config: Config,
     folder: Path,
     model_name: str,
     check: Callable[[LoadedModel], None] | None = None,
@@ -190,15 +190,15 @@ def load_own_task(
 
 
 def _task(
-    config: SimulationConfig,
+    config: Config,
     model: LoadedModel,
     data: ImageTextData,
     pairs: EncodedPairs,
     splits: Splits,
 ) -> Task:
-    seed = ExperimentSeed(config.seed)
-    view = attach(model.vlm, config.adapter_spec(), seed)
-    if config.adapter != "prototypes":
+    seed = ExperimentSeed(config.training.seed)
+    view = attach(model.vlm, config.adapter.spec, seed)
+    if config.adapter.kind != "prototypes":
         return Task(config, seed, data, pairs, splits, model, view, view.read())
     from fedvlm.federation.head_round import plan_reading, prepare
 

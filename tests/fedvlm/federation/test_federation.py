@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from typer.testing import CliRunner
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
@@ -31,8 +31,8 @@ def test_the_same_seed_gives_the_same_result(small_run, tmp_path):
 def test_workers_do_not_change_the_result(small_run):
     one, two = (simulate(config_from(small_run | {"workers": n})) for n in (1, 3))
     a, b = one.without_times(), two.without_times()
-    a["config"].pop("workers")
-    b["config"].pop("workers")
+    a["config"]["server"].pop("workers")
+    b["config"]["server"].pop("workers")
     assert a == b
 
 
@@ -41,7 +41,7 @@ def test_a_round_is_the_weighted_mean_of_what_clients_trained(small_run, tmp_pat
     simulate(config, out=tmp_path)
     task = load_task(config)
     vectors, weights = [], []
-    for client in range(config.clients):
+    for client in range(config.data.clients):
         task = load_task(config)
         task.reset()
         task.train(client, 1)
@@ -132,10 +132,10 @@ def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
         simulate(config, out=tmp_path, resume=True)
     simulate(config, out=tmp_path)
     for changed, message in (
-        ({"rounds": 1}, r"rounds was 2, is 1; rounds can be added only"),
-        ({"learning_rate": 0.5}, r"learning_rate was 0.008, is 0.5"),
-        ({"rank": 3}, "rank was 2, is 3"),
-        ({"clients": 4, "alpha": 2.0}, r"clients was 3, is 4, alpha was 0.3, is 2.0"),
+        ({"rounds": 1}, r"training.rounds was 2, is 1; rounds can be added only"),
+        ({"learning_rate": 0.5}, r"training.learning_rate was 0.008, is 0.5"),
+        ({"rank": 3}, "adapter.rank was 2, is 3"),
+        ({"clients": 4, "alpha": 2.0}, r"data.clients was 3, is 4, data.alpha was 0.3, is 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             simulate(config_from(small_run | {"rounds": 2} | changed), out=tmp_path, resume=True)
@@ -229,7 +229,7 @@ def _strategy(config):
 
 
 def _start(strategy, task, client_app, config):
-    grid = InProcessGrid(client_app, config.clients, config.to_run_config())
+    grid = InProcessGrid(client_app, config.data.clients, to_run_config(config))
     return strategy.start(grid, ArrayRecord({VECTOR: Array(task.view.read())}), num_rounds=1)
 
 
@@ -291,7 +291,7 @@ def test_a_client_refuses_an_adapter_of_another_schema(small_run):
             "config": ConfigRecord({"schema": "0" * 64, "server-round": 1}),
         }
     )
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
@@ -390,7 +390,7 @@ def test_what_no_round_can_satisfy_is_refused_before_the_first_message(
 
 def test_too_few_nodes_are_named_before_the_first_round(small_run):
     config = config_from(small_run | {"join_timeout": 0.1})
-    grid = InProcessGrid(app, 1, config.to_run_config())
+    grid = InProcessGrid(app, 1, to_run_config(config))
     with pytest.raises(DropoutError, match="1 of 3 nodes came within 0.1 s"):
         run_federation(grid, config)
 
@@ -411,7 +411,7 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
     arrays = ArrayRecord({VECTOR: Array(task.initial)})
     settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
     content = RecordDict({"arrays": arrays, "config": settings})
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     (reply,) = grid.send_and_receive(
         [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
     )
