@@ -136,6 +136,11 @@ def simulate(
     from fedvlm.federation.lines import Follower
     from fedvlm.tracking import tracked
 
+    finished = ""
+    if resume and out is not None:
+        from fedvlm.federation.checkpoint import nothing_left
+
+        finished = nothing_left(out, chosen)
     said, follower, status = out is not None, Follower(chosen.training.rounds), ""
 
     def on_event(event: dict[str, Any]) -> None:
@@ -165,6 +170,8 @@ def simulate(
             on_round=on_round,
             on_event=on_event,
         )
+    if finished:
+        _say(finished)
     from rich.console import Console
 
     from fedvlm.reporting import cost_line, save_plots, summary_table

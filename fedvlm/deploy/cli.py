@@ -136,7 +136,7 @@ def run(
     """Run what DIR/run.toml says on the SuperLink, and follow it live, by round."""
     from fedvlm.config import config_from, load_config
     from fedvlm.deploy.run import Follower, follow, place_of, start_run
-    from fedvlm.federation.checkpoint import saved_config
+    from fedvlm.federation.checkpoint import nothing_left, saved_config
     from fedvlm.federation.result import Result
     from fedvlm.reporting import write_report
 
@@ -153,6 +153,9 @@ def run(
         raise ConfigError(f"{place} holds a run; --resume goes on with it, another --out keeps it")
     base = saved_config(place) if resume else load_config(folder / "run.toml")
     config = config_from(changes, base)
+    if resume and (finished := nothing_left(place, config)):
+        typer.echo(finished)
+        return
     begin = place_of(place) if resume else 0
     follower = Follower(config.training.rounds)
     with tracked(track or [], config.to_dict()) as take:

@@ -14,6 +14,7 @@ from fedvlm.config import Config, config_from
 from fedvlm.config.whole import UNDECIDED
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.records import VECTOR
+from fedvlm.federation.result import Result
 from fedvlm.files import whole_file
 
 if TYPE_CHECKING:
@@ -129,6 +130,17 @@ def input_hashes(task: "Task") -> dict[str, str]:
     return {"data": task.data.fingerprint, **asdict(task.model.hashes)}
 
 
+def _saved(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    if not path.exists():
+        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(str(archive["text"]))
+    except Exception as error:  # zipfile, NumPy and json each raise their own
+        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+
+
 def saved_config(folder: Path) -> Config:
     """Return the configuration that the run in a folder was started with.
 
@@ -136,15 +148,46 @@ def saved_config(folder: Path) -> Config:
         ConfigError: There is no run to go on with.
         IntegrityError: Its checkpoint is broken.
     """
-    path = folder / FILE
-    if not path.exists():
-        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    text = _saved(folder)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            settings = json.loads(str(archive["text"]))["config"]
-        return config_from(settings)
-    except Exception as error:  # zipfile, NumPy and json each raise their own
-        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+        return config_from(text["config"])
+    except Exception as error:  # of any kind: nobody checked what stands in the file
+        raise IntegrityError(f"{folder / FILE} is broken: {type(error).__name__}") from error
+
+
+def nothing_left(folder: Path, config: Config) -> str:
+    """Return what to tell who resumes a run that is finished; empty if something is left to do.
+
+    Args:
+        folder: Folder of the run, of which `saved_config` could be read.
+        config: The configuration of the run that goes on.
+    """
+    if saved_result(folder, config, _saved(folder)["rounds"]) is None:
+        return ""
+    rounds = config.training.rounds
+    more = "" if config.privacy.dp != "none" else f"; --set rounds={rounds + 1} adds one"
+    return f"nothing was left to do: all {rounds} rounds are done{more}"
+
+
+def saved_result(folder: Path, config: Config, rounds: list[dict[str, Any]]) -> Result | None:
+    """Return the result of a run in a folder that has nothing left to do; None if it has.
+
+    Args:
+        folder: Folder of the run.
+        config: The configuration of the run that goes on.
+        rounds: Its history, from the checkpoint.
+    """
+    try:
+        found = Result.load(folder)
+    except ConfigError:
+        return None
+
+    # As text: a NaN in a round is no other round.
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True)
+
+    same = text([found.config, found.rounds]) == text([config.to_dict(), rounds])
+    return found if same and len(rounds) > config.training.rounds else None
 
 
 def require_same(saved: dict[str, Any], config: Config, folder: Path) -> None:

@@ -25,6 +25,7 @@ from fedvlm.federation.checkpoint import (
     input_hashes,
     optimizer_state,
     restore_optimizer,
+    saved_result,
 )
 from fedvlm.federation.installing import install, save_state
 from fedvlm.federation.no_data import require_without_data
@@ -300,6 +301,10 @@ def run_federation(
             f"was abandoned: {failed[-1]}"
         )
     rule = rule_of(config, task.view.layout)
+    kept = saved_result(out, config, history) if resume and out is not None else None
+    if kept is not None:  # nothing is computed anew, and what an audit added stays
+        install(task, rule, rule.start(task.view.read()))
+        return kept
     lines: dict[str, float] = {}
     if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)

@@ -3,15 +3,18 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from typer.testing import CliRunner
 
 from fedvlm.config import config_from, to_run_config
+from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
-from fedvlm.federation.checkpoint import Checkpoint
+from fedvlm.federation.checkpoint import Checkpoint, nothing_left
 from fedvlm.federation.client_app import VECTOR, app
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
 from fedvlm.federation.terms import secure_policy
@@ -153,6 +156,31 @@ def test_rounds_are_added_to_a_finished_run(small_run, tmp_path):
     simulate(config_from(small_run | private | {"rounds": 1}), out=tmp_path / "dp")
     with pytest.raises(ConfigError, match="under DP not: the noise was planned for them"):
         simulate(config_from(small_run | private), out=tmp_path / "dp", resume=True)
+
+
+def test_a_finished_run_has_nothing_left_to_do(small_run, tmp_path):
+    """Its result stays, audit and all; without a result, or with rounds to go, there is work."""
+    config = config_from(small_run | {"rounds": 1})
+    audited = replace(simulate(config, out=tmp_path), leakage=[{"attack": "of an audit"}])
+    audited.save(tmp_path)
+    assert nothing_left(tmp_path, config) == (
+        "nothing was left to do: all 1 rounds are done; --set rounds=2 adds one"
+    )
+    text = (tmp_path / "result.json").read_text()
+    assert simulate(config, out=tmp_path, resume=True) == audited
+    assert (tmp_path / "result.json").read_text() == text
+
+    told = CliRunner().invoke(
+        deploy_app, ["run", str(tmp_path), "--out", str(tmp_path), "--resume"]
+    )
+    assert (told.exit_code, told.stdout.split(":")[0]) == (0, "nothing was left to do")
+
+    assert nothing_left(tmp_path, config_from(small_run | {"rounds": 2})) == ""
+    (tmp_path / "result.json").unlink()
+    assert nothing_left(tmp_path, config) == ""
+    again = simulate(config, out=tmp_path, resume=True)
+    assert again.rounds == audited.rounds
+    assert again.leakage == []
 
 
 def test_nothing_of_an_earlier_run_passes_for_a_later_one(small_run, tmp_path):

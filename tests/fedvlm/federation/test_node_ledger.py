@@ -196,3 +196,13 @@ def test_a_node_that_has_told_all_still_adds_its_noise(small_run):
         variance = distributed_mechanism(task.config, task.view.size).local_variance
         assert 0.8 * variance < sent.var()  # noise of its share, and more where it trained
     assert sent.var() < 1.2 * variance
+
+
+def test_t1_a_round_of_simulated_noise_pays_for_no_real_one(tmp_path):
+    """The same number in a run whose noise is real is another answer, and costs."""
+    told = {"dp": "example", "epsilon": 3.0, "delta": 1e-5}
+    simulated, real = config_from(told | {"simulated_noise": True}), config_from(told)
+    _pay(tmp_path, simulated)
+    before = _direct(tmp_path).spent(real, "client")
+    _pay(tmp_path, real)
+    assert _direct(tmp_path).spent(real, "client") > before

@@ -11,6 +11,7 @@ from flwr.serverapp import strategy as flower
 
 from secure.aggregation.flower import REFUSALS
 from secure.errors import IntegrityError, ParameterError, PeerError, PolicyError
+from secure.flower._layout import Layout
 from secure.he import Encrypted, HEClient
 from secure.he.flower import (
     DECRYPT,
@@ -372,6 +373,23 @@ def test_s9_a_forgotten_context_decrypts_no_more_sums_than_the_key_allows(key, t
     wrapped = HESumStrategy(flower.FedAvg(**ALL), policy, trip_timeout_s=5)
     with pytest.raises(PeerError, match="'stage'"):
         wrapped.start(grid, initial(), num_rounds=1)
+
+
+def test_t1_a_decrypted_sum_that_counts_other_clients_is_no_mean():
+    layout = Layout((("vector", (5,), "float32"),), ())
+    vectors = np.random.default_rng(0).uniform(-1, 1, (3, 5))
+    total = sum(POLICY.encode(vector, 20.0, {}) for vector in vectors)
+    assert np.allclose(POLICY.decode(total, layout, 3).mean, vectors.mean(axis=0))
+    for other in (2, 4):
+        with pytest.raises(IntegrityError, match=f"does not count {other} clients"):
+            POLICY.decode(total, layout, other)
+
+
+def test_t1_a_vector_longer_than_the_noise_was_planned_for_never_leaves():
+    few = HEPolicy(clients=NODES, bound=1.0, rounds=3, max_weight=20, entries=6)
+    assert few.encode(np.ones(4), 20.0, {}) @ few.encode(np.ones(4), 20.0, {}) <= 6
+    with pytest.raises(ParameterError, match="5 parameters are too many for entries=6"):
+        few.encode(np.ones(5), 20.0, {})
 
 
 def test_a_refused_sum_is_no_second_question(key):
