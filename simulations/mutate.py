@@ -250,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = 0
     for edit in edits:
         last = kept.get(edit.name)
-        sound = last is not None and last.outcome != "void"
-        if sound and last.key == key(edit) and not asked.afresh:
+        sound = last if last is not None and last.outcome != "void" else None
+        if sound is not None and sound.key == key(edit) and not asked.afresh:
             known += 1
             continue
         if len(tried) >= asked.most:

@@ -72,7 +72,7 @@ def calibrated_projection(
     if count < 1 or not strength >= 0:
         raise ConfigError(f"need at least one pair and λ of 0 or more; got {count}, {strength}")
     mean = np.asarray(pairs, dtype=np.float64) / count
-    out = np.linalg.inv(np.eye(len(mean)) + strength * mean)
+    out: Floats = np.linalg.inv(np.eye(len(mean)) + strength * mean).astype(np.float64)
     if spurious is None:
         return out
     basis = np.linalg.qr(np.asarray(spurious, dtype=np.float64).T)[0]

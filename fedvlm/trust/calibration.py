@@ -109,7 +109,7 @@ def confidences(
         raise UnresolvedError("cosines are not all finite numbers: no confidence can be read off")
     sure = softmax(scale * found, axis=1).max(axis=1)
     rows = np.arange(len(found))
-    beaten = found >= found[rows, right][:, None]
+    beaten = found >= found[rows, np.asarray(right)][:, None]
     return np.clip(sure, 0.0, 1.0), beaten.sum(axis=1) == 1
 
 

@@ -6,6 +6,7 @@ here instead is a difference with a sign, of two groups that were named before.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,7 +118,7 @@ def unpaired(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayL
     a, b = (np.array(list(cluster_means(*one).values())) for one in (first, second))
     if min(len(a), len(b)) < 2:
         raise UnresolvedError("a group has fewer than two concepts: no interval can be had")
-    found = stats.ttest_ind(a, b, equal_var=False)
+    found: Any = stats.ttest_ind(a, b, equal_var=False)
     interval = found.confidence_interval(COVERAGE)
     value = float(a.mean() - b.mean())
     low, high, p = float(interval.low), float(interval.high), float(found.pvalue)

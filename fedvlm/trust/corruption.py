@@ -47,7 +47,7 @@ def _contrast(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 def _pixelate(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     size = image.shape[1], image.shape[0]
-    small = tuple(max(1, round(side * share)) for side in size)
+    small = max(1, round(size[0] * share)), max(1, round(size[1] * share))
     shrunk = Image.fromarray(image).resize(small, Image.Resampling.BOX)
     return np.asarray(shrunk.resize(size, Image.Resampling.NEAREST))
 

@@ -31,7 +31,7 @@ def max_logit(cosines: ArrayLike) -> Floats:
 def energy(cosines: ArrayLike, temperature: float) -> Floats:
     """Return τ·logsumexp(cos / τ) (Liu et al. 2020), shape (N,); higher for what is known."""
     found = np.asarray(cosines, dtype=np.float64)
-    return temperature * logsumexp(found / temperature, axis=1)
+    return temperature * np.asarray(logsumexp(found / temperature, axis=1))
 
 
 def auroc(inside: ArrayLike, outside: ArrayLike) -> float:

@@ -57,7 +57,8 @@ class PoisonedTask(Task):
             self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
-        self.view.write(before + np.float32(self.boost) * (self.view.read() - before))
+        boosted = before + self.boost * (self.view.read() - before)
+        self.view.write(boosted.astype(np.float32))
         return loss
 
 

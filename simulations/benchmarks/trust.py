@@ -73,7 +73,7 @@ def _foolbox(
     labels: torch.Tensor,
     success: Callable[[torch.Tensor], float],
 ) -> Row:
-    import foolbox
+    import foolbox  # pyright: ignore[reportMissingImports]  a peer, where it is installed
 
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def _false_alarms(say: Callable[[str], None]) -> Row:
                 ci_quantiles=[0.025],
                 random_state=seed,
             )
-            theirs += float(frame.difference_ci()[0]) > 0.01
+            theirs += float(np.asarray(frame.difference_ci()[0])) > 0.01
             tried += 1
         if seed % 100 == 0:
             say(f"false alarms: {seed}/{_DRAWS}")
