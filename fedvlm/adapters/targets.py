@@ -11,9 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedvlm.adapters.spec import AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
+
+
+def targets_for(vlm: VLM | GenerativeVLM, spec: AdapterSpec) -> str:
+    """Return where LoRA goes: the default is, in a model that answers, its language model."""
+    if isinstance(vlm, GenerativeVLM) and spec.targets.strip() == DEFAULT_TARGETS:
+        return vlm.family.targets
+    return spec.targets
 
 
 def matching(backbone: nn.Module, targets: str) -> list[str]:
@@ -66,7 +76,21 @@ def probe_inputs(vlm: VLM, rows: int = 2) -> tuple[dict[str, Tensor], dict[str, 
     return images, {"input_ids": ids}
 
 
-def unused(vlm: VLM, names: list[str]) -> list[str]:
+def _probed(vlm: VLM | GenerativeVLM) -> tuple[Tensor, ...]:
+    """Return what a model makes of inputs that fit it.
+
+    Raises:
+        ConfigError: A model that answers was built without its processor's batch.
+    """
+    if isinstance(vlm, GenerativeVLM):
+        if vlm.probe is None:
+            raise ConfigError("set GenerativeVLM.probe to a batch that fits the model")
+        return (vlm.token_losses(vlm.probe)[1],)
+    images, texts = probe_inputs(vlm)
+    return vlm.encode_image(images), vlm.encode_text(texts)
+
+
+def unused(vlm: VLM | GenerativeVLM, names: list[str]) -> list[str]:
     """Find the linear layers that nothing can be learned in.
 
     Args:
@@ -91,13 +115,12 @@ def unused(vlm: VLM, names: list[str]) -> list[str]:
         return keep
 
     handles = [modules[name].register_forward_hook(watch(name)) for name in names]
-    images, texts = probe_inputs(vlm)
     rng = torch.Generator().manual_seed(1)
     modes = [(module, module.training) for module in vlm.modules()]
     vlm.eval()
     try:
         with torch.enable_grad():
-            parts = (vlm.encode_image(images), vlm.encode_text(texts))
+            parts = _probed(vlm)
             score = sum((x * torch.randn(x.shape, generator=rng)).sum() for x in parts)
             outputs = [output for _, _, output in calls]
             if not outputs:

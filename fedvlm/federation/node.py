@@ -27,6 +27,7 @@ from fedvlm.federation.roll import own_number
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
     from fedvlm.models import LoadedModel
+    from fedvlm.models.generative import LoadedGenerative
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
 _DEVICES = ("cpu",)
@@ -104,7 +105,7 @@ class Node:
         if self.data is None:
             return load_task(config, client=self.number)
 
-        def check(model: "LoadedModel") -> None:
+        def check(model: "LoadedModel | LoadedGenerative") -> None:
             if self.floor.model:
                 self.floor.check_model(model.hashes.weights)
 

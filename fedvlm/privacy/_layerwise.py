@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 
 # Trained parameters with left (B, T, o) and right (B, T, i): for each example, leftᵀ right is the
@@ -61,7 +62,7 @@ def _lora_tap(lora: Any) -> Tap | None:
     return Tap(lora.base_layer, tuple(p for p in weights if p.requires_grad), lora)
 
 
-def taps_of(vlm: VLM, trained: Sequence[Tensor]) -> list[Tap] | None:
+def taps_of(vlm: VLM | GenerativeVLM, trained: Sequence[Tensor]) -> list[Tap] | None:
     """Return the layers that all trained parameters act through, or None where some don't."""
     lora_kind: Any = ()
     if hasattr(vlm.backbone, "peft_config"):
