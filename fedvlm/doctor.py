@@ -40,6 +40,8 @@ _OPTIONAL = (
         "embedded",
     ),
     ("embedded data: rendering", "resvg_py", "resvg-py", "embedded"),
+    ("scores of answers (ROUGE-L)", "rouge_score", "rouge-score", "generative"),
+    ("SmolVLM's processor", "num2words", "num2words", "generative"),
 )
 _REQUIRED = ("torch", "flwr", "transformers", "peft", "cryptography", "dp-accounting")
 

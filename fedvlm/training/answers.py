@@ -78,6 +78,31 @@ class EncodedAnswers:
         return self.source(rows, [self.conversations[int(row)] for row in rows])
 
 
+def _refuse_images_in_texts(encoded: EncodedAnswers, rows: NDArray[np.int64]) -> None:
+    """Refuse texts that hold what stands for an image: tokens and pixels would not fit."""
+    marks = encoded.processor.image_texts
+    found = [
+        int(row)
+        for row in rows
+        if any(
+            mark in text
+            for mark in marks
+            for text in (
+                encoded.answers[int(row)],
+                *(turn.text for turn in encoded.conversations[int(row)]),
+            )
+        )
+    ]
+    if found:
+        first = ", ".join(str(row + 1) for row in found[:_SHOWN])
+        raise ConfigError(
+            f"{len(found)} {'triple holds' if len(found) == 1 else 'triples hold'} "
+            f"{' or '.join(sorted(marks))}, which stands for an image: row {first}"
+            f"{' …' if len(found) > _SHOWN else ''}; take it out, an image's place is made by the "
+            "model's own processor"
+        )
+
+
 def _refuse_long(rows: list[int], longest: int, encoded: EncodedAnswers) -> None:
     first = ", ".join(f"{row + 1} ({shown(encoded.answers[row])})" for row in rows[:_SHOWN])
     raise ConfigError(
@@ -105,8 +130,8 @@ def encode_answers(
         The inputs of the triples.
 
     Raises:
-        ConfigError: Triples are longer than the model's context, as far as their texts tell, an
-            answer has no token, or the model can't take chats.
+        ConfigError: Triples are longer than the model's context, as far as their texts tell, a text
+            holds what stands for an image, an answer has no token, or the model can't take chats.
     """
     used = np.arange(len(data)) if rows is None else rows
     processor = model.processor
@@ -130,6 +155,7 @@ def encode_answers(
         processor=processor,
         family=model.vlm.family,
     )
+    _refuse_images_in_texts(encoded, used)
     least = _least_lengths(encoded, used)
     long = used[least > processor.length]
     if len(long):

@@ -83,6 +83,7 @@ class EmbeddedAnswers:
     padding = PAD
     length = MAX_LENGTH
     image_token = IMAGE_TOKEN
+    image_texts = (IMAGE_TEXT,)
 
     def __init__(self, tokenizer_file: Path) -> None:
         from tokenizers import Tokenizer

@@ -62,6 +62,11 @@ class AnswerProcessor(Protocol):
         """The id that stands for a part of an image."""
         ...
 
+    @property
+    def image_texts(self) -> tuple[str, ...]:
+        """Texts that stand for an image, of which a prompt gets one, by the processor."""
+        ...
+
     def source(
         self,
         data: ImageTextData,
@@ -199,6 +204,8 @@ class HuggingFaceAnswers:
         text = config.get_text_config()
         self.length = int(getattr(text, "max_position_embeddings", 0) or 1 << 20)
         self.image_token = _image_token(config)
+        named = (self.tokenizer.convert_ids_to_tokens(self.image_token), _placeholder(processor))
+        self.image_texts = tuple({str(text) for text in named if text})
 
     def render(self, conversation: Conversation) -> str:
         """Return a conversation as the model's own template writes it, up to its answer.
