@@ -1,8 +1,10 @@
 """Images, prompts and answers as a generative model takes them."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ from fedvlm.models.processor import ModelHashes
 
 # Inputs that have a value a token, and what padding has there.
 _BY_TOKEN = ("token_type_ids", "mm_token_type_ids")
+_PROCESSOR_FILES = (".json", ".jinja", ".txt", ".model")
+_NOT_PROCESSOR = ("config.json", "model", "pytorch_model", "generation_config", "adapter")
 _LABELS = "labels"  # PaliGemma's processor makes some, which are not the answer's
 
 
@@ -273,6 +277,20 @@ class HuggingFaceAnswers:
             return self.prompts([data.image(int(row)) for row in rows], conversations)
 
         return prompts
+
+    def save(self, source: Path, folder: Path) -> None:
+        """Write tokenizer and processor files as the model's own folder has them.
+
+        A processor without its half for video can't save itself, so that files are copied; from
+        the hub's cache its parts save themselves.
+        """
+        if source.is_dir():
+            for path in source.iterdir():
+                if path.suffix in _PROCESSOR_FILES and not path.name.startswith(_NOT_PROCESSOR):
+                    shutil.copyfile(path, folder / path.name)
+            return
+        self.tokenizer.save_pretrained(folder)
+        self.processor.image_processor.save_pretrained(folder)
 
     def prompt_length(self, conversation: Conversation) -> int:
         """Return how many tokens a prompt has at least: its text's, the image's counted once."""

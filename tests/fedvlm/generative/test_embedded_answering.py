@@ -180,3 +180,43 @@ def test_chats_and_long_prompts_are_refused(model, questions_folder):
     long = replace(data, more={"prompt": ("what is this " * 60,) * len(data)})
     with pytest.raises(ConfigError, match="108 triples .* context of 96 tokens"):
         encode_answers(long, model, lambda *_: None)
+
+
+@pytest.mark.slow
+def test_a_run_is_audited_by_its_answers(answering_run, tmp_path):
+    """Guards, every attack on answers from each vantage, and no claim where there is no DP."""
+    from fedvlm.leakage.answer_attacks import ANSWER_ATTACKS
+    from fedvlm.leakage.audit_run import audit_run
+
+    settings = {"membership": "half", "transcript": True, "clients": 3, "rounds": 1}
+    simulate(config_from({**answering_run, "model": NAME, **settings}), out=tmp_path / "run")
+    found = audit_run(tmp_path / "run", per_client=24)
+    assert found.baseline.covers(0.5)
+    assert found.claim is None
+    names = {one.attack for one in found.results}
+    assert {"min-k", "min-k++", "max-renyi-inf", "zlib", "answer-likelihood"} <= names
+    assert names <= {attack.name for attack in ANSWER_ATTACKS}
+    for one in found.results:
+        assert np.isfinite(one.scores).all()
+        assert one.auc.low <= one.auc.value <= one.auc.high
+    assert found.reconstructions == ()
+
+
+def test_a_trained_run_is_asked_and_exported(answering_run, questions_folder, tmp_path):
+    from fedvlm.trained import ask, evaluate, export_merged, load_trained, predict
+
+    simulate(config_from({**answering_run, "model": NAME, "rounds": 1}), out=tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    images = sorted((questions_folder / "images").iterdir())[:3]
+    said = ask(trained, images, "what colour is this shape")
+    assert len(said) == 3
+    assert all(isinstance(one, str) for one in said)
+    scores = evaluate(trained, questions_folder)
+    assert scores["data_triples"] == 108
+    assert 0 <= scores["data_exact_match"] <= 1
+    with pytest.raises(ConfigError, match="fedvlm ask"):
+        predict(trained, images, ["red", "blue"])
+    with pytest.raises(ConfigError, match="<image>"):
+        ask(trained, images, "<image> what?")
+    with pytest.raises(ConfigError, match="stem"):
+        export_merged(trained, tmp_path / "merged")

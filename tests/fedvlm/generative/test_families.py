@@ -181,3 +181,18 @@ def test_tokens_of_a_prompt_are_no_prefix_of_prompt_and_answer(family_folder):
     assert F.pad(torch.tensor(ids), (len(alone), 0), value=IGNORED).tolist() == (
         made.labels[0].tolist()
     )
+
+
+def test_a_merged_model_stands_alone(family_folder, answering_run, tmp_path):
+    """Exported, a run's model is loaded by transformers alone, and says what it said."""
+    from fedvlm.trained import export_merged, load_trained
+
+    folder = family_folder("llava")
+    simulate(config_from({**answering_run, "model": str(folder), "rounds": 1}), out=tmp_path / "r")
+    trained = load_trained(tmp_path / "r")
+    batch = trained.model.vlm.probe
+    with torch.no_grad():
+        before = trained.model.vlm.answer_losses(batch)
+        export_merged(trained, tmp_path / "merged")
+        after = load_generative(str(tmp_path / "merged")).vlm.answer_losses(batch)
+    assert torch.allclose(before, after, atol=1e-5)
