@@ -99,6 +99,33 @@ def llava():
     return t.LlavaForConditionalGeneration, config, processor
 
 
+def llava_next():
+    import transformers as t
+
+    tok = tokenizer(["<image>"], chat_template("<image>"), image_token="<image>")
+    grid = [[28, 28], [28, 56]]
+    config = t.LlavaNextConfig(
+        text_config=t.LlamaConfig(vocab_size=len(tok), **LM),
+        vision_config=t.CLIPVisionConfig(**VISION),
+        image_token_index=tok.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+    )
+    pixels = t.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=grid,
+    )
+    processor = t.LlavaNextProcessor(
+        pixels,
+        tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tok.chat_template,
+    )
+    return t.LlavaNextForConditionalGeneration, config, processor
+
+
 def llava_onevision():
     import transformers as t
 
@@ -152,6 +179,30 @@ def _qwen_ids(tok) -> dict[str, int]:
         "vision_start_token_id": to_id("<|vision_start|>"),
         "vision_end_token_id": to_id("<|vision_end|>"),
     }
+
+
+def qwen2_vl():
+    import transformers as t
+
+    tok = _qwen_tokenizer()
+    rope = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+        "num_heads": 4,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    }
+    config = t.Qwen2VLConfig(
+        text_config={"vocab_size": len(tok), "rope_scaling": rope, **LM},
+        vision_config=vision,
+        **_qwen_ids(tok),
+    )
+    pixels = t.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56 * 2)
+    processor = still(t.Qwen2VLProcessor)(pixels, tok, None, chat_template=tok.chat_template)
+    return t.Qwen2VLForConditionalGeneration, config, processor
 
 
 def qwen2_5_vl():
@@ -359,7 +410,9 @@ def gemma3():
 
 FAMILIES = {
     "llava": llava,
+    "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "smolvlm": smolvlm,
