@@ -65,10 +65,10 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _round_line(entry: dict[str, Any], rounds: int) -> str:
     text = f"round {entry['round']:>3}/{rounds}"
-    if "test_one_of_100" in entry:
-        text += f"  test {100 * entry['test_one_of_100']:5.1f} %"
-    if "ood_one_of_100" in entry:
-        text += f"  ood {100 * entry['ood_one_of_100']:5.1f} %"
+    for part in ("test", "ood"):
+        for metric in ("one_of_100", "exact_match"):
+            if f"{part}_{metric}" in entry:
+                text += f"  {part} {100 * entry[f'{part}_{metric}']:5.1f} %"
     if entry.get("train_loss") is not None:
         text += f"  loss {entry['train_loss']:.3f}"
     if "upload_bytes_per_client" in entry:
@@ -79,11 +79,16 @@ def _round_line(entry: dict[str, Any], rounds: int) -> str:
 @app.command()
 def simulate(
     config: Annotated[
-        Path | None, typer.Argument(help="TOML file of flat keys; the defaults without one")
+        Path | None,
+        typer.Argument(help="TOML file of tables or flat keys; the defaults without one"),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override one: --set training.rounds=3"),
     ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="list every setting, its default and its range")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="folder for result, figures, adapter and checkpoint")
     ] = None,
@@ -96,10 +101,18 @@ def simulate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Run a federation in this process and report what was gained."""
-    from fedvlm.config import SimulationConfig, config_from, load_config
+    """Run a federation in this process and report what was gained.
 
-    chosen = SimulationConfig()
+    `--settings` lists what a TOML file and `--set` may say.
+    """
+    from fedvlm.config import Config, config_from, load_config
+
+    if list_settings:
+        from fedvlm.config.listing import plain
+
+        typer.echo(plain(), nl=False)
+        return
+    chosen = Config()
     if resume:
         if out is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
@@ -125,7 +138,7 @@ def simulate(
         if not said:  # now that it runs: an error is one line
             _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
             said = True
-        _say(_round_line(entry, chosen.rounds))
+        _say(_round_line(entry, chosen.training.rounds))
 
     with progress_bars() as progress:
         result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)

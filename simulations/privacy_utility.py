@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from matplotlib.axes import Axes
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.federation import load_task, simulate
 from fedvlm.files import write_text
 from simulations._student import interval
@@ -73,7 +73,7 @@ class Point:
     seconds: float
 
 
-def configuration(level: str, seed: int) -> SimulationConfig:
+def configuration(level: str, seed: int) -> Config:
     """Return the federation of a level and a seed."""
     settings = {**COMMON, "seed": seed}
     if level in RATES:

@@ -224,11 +224,13 @@ def _app(folder: Path) -> str:
 def _run(folder: Path) -> str:
     config = load_config(folder / "run.toml")
     keys = len(list((folder / "nodes").glob("*.pub")))
-    if keys != config.clients:
+    if keys != config.data.clients:
         raise ConfigError(
-            f"{folder / 'run.toml'} has clients = {config.clients}, and nodes/ holds {keys} keys"
+            f"{folder / 'run.toml'} has data.clients = {config.data.clients}, and nodes/ holds "
+            f"{keys} keys"
         )
-    return f"{config.rounds} rounds, {config.protect}, dp = {config.dp}, data = {config.data}"
+    told = f"{config.training.rounds} rounds, {config.protection.protect}, dp = {config.privacy.dp}"
+    return f"{told}, data = {config.data.source}"
 
 
 def public_of(paths: list[Path]) -> list[Public]:

@@ -138,7 +138,8 @@ def run(
     base = saved_config(place) if resume else load_config(folder / "run.toml")
     config = config_from(changes, base)
     run_id = start_run(folder, config, place, resume)
-    typer.echo(f"run {run_id} of {config.rounds} rounds with {config.clients} nodes, in {place}")
-    follow(folder, run_id, place, Follower(config.rounds), typer.echo, within)
+    rounds = config.training.rounds
+    typer.echo(f"run {run_id} of {rounds} rounds with {config.data.clients} nodes, in {place}")
+    follow(folder, run_id, place, Follower(rounds), typer.echo, within)
     report = write_report(Result.load(place), place)
     typer.echo(f"saved: {place / 'result.json'}, {report}, {place / 'adapter'}")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, for_nodes
 from fedvlm.deploy.bundle import toml_value, write_app
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
+from fedvlm.federation.server_part import write_server_part
 from fedvlm.federation.watch import FILE
 from fedvlm.files import write_text
 
@@ -112,15 +113,18 @@ def register(folder: Path) -> list[str]:
     return lines
 
 
-def start_run(folder: Path, config: SimulationConfig, out: Path, resume: bool = False) -> str:
+def start_run(folder: Path, config: Config, out: Path, resume: bool = False) -> str:
     """Start a run on the SuperLink; returns Flower's id of it.
+
+    Nodes are told what `for_nodes` tells; the rest is written into `out`, for the ServerApp.
 
     Raises:
         ConfigError: The SuperLink can't be reached.
     """
     write_app(folder / "app")  # nodes run this version's and no other
-    settings = config.to_run_config() | {"out": str(out.resolve()), "resume": resume}
+    settings = for_nodes(config) | {"out": str(out.resolve()), "resume": resume}
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_server_part(config, out)
     path = out / "run-config.toml"
     write_text(path, "".join(f"{k} = {toml_value(v)}\n" for k, v in settings.items()))
     app = folder / "app"
@@ -176,8 +180,9 @@ class Follower:
             text += f": {entry.get('clients', '?')} nodes summed"
         if entry.get("epsilon") is not None:
             text += f", ε {entry['epsilon']:.2f}"
-        if "test_one_of_100" in entry:
-            text += f", test {100 * entry['test_one_of_100']:.1f} %"
+        for metric in ("test_one_of_100", "test_exact_match"):
+            if metric in entry:
+                text += f", test {100 * entry[metric]:.1f} %"
         return f"{text}; about {left:.0f} s left"
 
     def waiting(self) -> str | None:

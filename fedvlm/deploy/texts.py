@@ -133,19 +133,25 @@ COMPOSE_SERVER = """\
 
 RUN_TOML = """\
 # What is run: `fedvlm deploy run .` sends it to the nodes, and each compares it with its floor.
-# Any setting of `fedvlm simulate` may stand here.
+# Any setting may stand here; `fedvlm simulate --settings` lists them.
 
+[data]
+# The server has no data; every node trains on the folder that its own node.toml names.
+source = "none"
 clients = {clients}
-protect = "{protect}"
+
+[model]
+name = {model}
+
+[training]
 rounds = 6
 
+[protection]
+protect = "{protect}"
 # Fewest nodes in a sum: as many as the nodes' own floors ask for, or they refuse.
 min_clients = 3
 
-# The server has no data; every node trains on the folder that its own node.toml names.
-data = "none"
-model = {model}
-
+[server]
 # Seconds that nodes have to train in a round, to answer each further message, and to come.
 round_timeout = 600.0
 trip_timeout = 120.0

@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
+from fedvlm.config.whole import UNDECIDED
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.records import VECTOR
 from fedvlm.files import whole_file
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from fedvlm.federation.task import Task
 
 FILE = "checkpoint.npz"
-_FREE = (
-    *("workers", "transcript", "references", "reference_epochs", "reference_learning_rate"),
-    *("round_timeout", "trip_timeout", "join_timeout"),
-)
 # What Flower's strategies keep between rounds, by attribute.
 _MOMENTS = ("m_t", "v_t")
 _INPUTS = {
@@ -76,7 +73,7 @@ class Checkpoint:
     def load(
         cls,
         folder: Path,
-        config: SimulationConfig,
+        config: Config,
         schema: str,
         inputs: dict[str, str] | None = None,
     ) -> "Checkpoint":
@@ -132,7 +129,7 @@ def input_hashes(task: "Task") -> dict[str, str]:
     return {"data": task.data.fingerprint, **asdict(task.model.hashes)}
 
 
-def saved_config(folder: Path) -> SimulationConfig:
+def saved_config(folder: Path) -> Config:
     """Return the configuration that the run in a folder was started with.
 
     Raises:
@@ -150,22 +147,22 @@ def saved_config(folder: Path) -> SimulationConfig:
         raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
 
 
-def require_same(saved: dict[str, Any], config: SimulationConfig, folder: Path) -> None:
+def require_same(saved: dict[str, Any], config: Config, folder: Path) -> None:
     """Refuse to go on with other settings; rounds may be added where no noise was planned for them.
 
     Raises:
         ConfigError: Naming each setting that differs, with both values.
     """
-    now, unset = config.to_dict(), SimulationConfig().to_dict()
-    before = {key: saved.get(key, unset[key]) for key in now}
-    changed = [key for key in now if key not in _FREE and before[key] != now[key]]
-    if "rounds" in changed and config.dp == "none" and now["rounds"] > before["rounds"]:
-        changed.remove("rounds")
+    now, before = config.by_name(), config_from(saved).by_name()
+    changed = [name for name in now if name not in UNDECIDED and before[name] != now[name]]
+    rounds = "training.rounds"
+    if rounds in changed and config.privacy.dp == "none" and now[rounds] > before[rounds]:
+        changed.remove(rounds)
     if not changed:
         return
-    told = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
+    told = ", ".join(f"{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
     why = ""
-    if "rounds" in changed:
+    if rounds in changed:
         why = "; rounds can be added only, and under DP not: the noise was planned for them"
     raise ConfigError(
         f"{folder} was started with another configuration: {told}{why}; resume without it, or "

@@ -152,7 +152,7 @@ class Exchange:
         A simulated node scores in the last round alone: the pairs are the same for all of them.
         """
         task, part = self._task, self._task.splits.test
-        last = self._number >= task.config.rounds
+        last = self._number >= task.config.training.rounds
         if len(part) < _LEAST_SCORED or (self._node.data is None and not last):
             return None
         return task.scores({"test": part})[f"test_{task.metric}"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedvlm.config.adapter import KINDS
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError, ProtocolError
 
 PROTECTIONS = ("plain", "he", "secagg", "secagg-active")
@@ -75,18 +75,20 @@ class Terms:
     simulated_noise: bool
 
     @classmethod
-    def of(cls, config: SimulationConfig) -> "Terms":
+    def of(cls, config: Config) -> "Terms":
         """Return the terms of a run's configuration."""
         return cls(
-            protect=config.protect,
-            dp="shared" if config.dp == "example" and config.shares_noise else config.dp,
-            epsilon=math.inf if config.dp == "none" else config.epsilon,
-            delta=0.0 if config.dp == "none" else config.delta,
-            rounds=config.rounds,
-            adapter=config.adapter,
-            targets=config.targets if config.adapter_spec().is_lora else "",
+            protect=config.protection.protect,
+            dp="shared"
+            if config.privacy.dp == "example" and config.privacy.shares_noise
+            else config.privacy.dp,
+            epsilon=math.inf if config.privacy.dp == "none" else config.privacy.epsilon,
+            delta=0.0 if config.privacy.dp == "none" else config.privacy.delta,
+            rounds=config.training.rounds,
+            adapter=config.adapter.kind,
+            targets=config.adapter.targets if config.adapter.spec.is_lora else "",
             cohort=config.cohort,
-            simulated_noise=config.simulated_noise and config.dp != "none",
+            simulated_noise=config.privacy.simulated_noise and config.privacy.dp != "none",
         )
 
 
@@ -114,7 +116,7 @@ class Floor:
         ConfigError: A value is out of its range.
 
     Example:
-        >>> Floor(protect="secagg").allows(Terms.of(SimulationConfig()))
+        >>> Floor(protect="secagg").allows(Terms.of(Config()))
         False
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.adapters.prototypes import SIZE, PrototypeHead, raw_features
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.data import ImageTextData, Splits
 from fedvlm.errors import ConfigError
 from fedvlm.federation.node_ledger import NodeLedger
@@ -36,7 +36,7 @@ _BATCH = 256
 
 
 @lru_cache(maxsize=4)
-def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
+def shared_mechanism(config: Config, size: int) -> SharedNoise:
     """Plan the noise for the fewest honest clients that may be in a sum, from public facts.
 
     Args:
@@ -52,7 +52,11 @@ def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
     floor = Policy(integer_plan(members, 1), roster=config.nodes)
     least = honest_of(floor.sharing(members).quorum, floor.corrupt_members(members))
     return plan_shared_noise(
-        config.epsilon, config.delta, size=size, least_noised=least, most_clients=members
+        config.privacy.epsilon,
+        config.privacy.delta,
+        size=size,
+        least_noised=least,
+        most_clients=members,
     )
 
 
@@ -69,7 +73,7 @@ def head_of(task: Task) -> PrototypeHead:
 
 
 def prepare(
-    config: SimulationConfig,
+    config: Config,
     model: LoadedModel,
     data: ImageTextData,
     pairs: EncodedPairs,
@@ -91,7 +95,7 @@ def prepare(
         return
     if len(public) > 1:
         _set_public(model, data, pairs, public, head)
-    declared = sorted({line.strip() for line in config.head_captions.splitlines()} - {""})
+    declared = sorted({line.strip() for line in config.adapter.captions.splitlines()} - {""})
     if declared:
         head.declare(model.processor.texts(declared))
 
@@ -118,13 +122,13 @@ def _set_public(
     head.set_public(whitening, control, texts.shape[1])
 
 
-def plan_reading(config: SimulationConfig, task: Task) -> None:
+def plan_reading(config: Config, task: Task) -> None:
     """Tell the head how its sum will have been scaled and noised, by public facts."""
     head = head_of(task)
-    if config.dp == "none" and task.own is not None and not config.mean_pairs:
+    if config.privacy.dp == "none" and task.own is not None and not config.privacy.mean_pairs:
         return  # a node reads nothing; its part is the sum
     head.total = float(all_pairs(task))
-    if config.shares_noise:
+    if config.privacy.shares_noise:
         head.std = shared_mechanism(config, task.view.size).std_of(config.cohort)
 
 
@@ -170,7 +174,7 @@ def head_round(
             shared noise such a client sends its share of noise around zero, and logs why.
     """
     config, head = task.config, head_of(task)
-    if config.shares_noise:
+    if config.privacy.shares_noise:
         mechanism = shared_mechanism(config, task.view.size)
         try:
             ledger.answer(config, number, session, "example", mechanism)

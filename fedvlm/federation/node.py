@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError
 from fedvlm.federation.floor import PROTECTIONS, Floor, RefusedError, Terms, floor_from
 from fedvlm.federation.roll import own_number
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedvlm.models.generative import LoadedGenerative
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
+_SHIPPED = (PUBLIC_MODEL, "embedded-vqa")  # models that come with the library
 _DEVICES = ("cpu",)
 _PATHS = ("data", "state", "identity", "roster", "he_key")
 _SECRETS = ("identity", "he_key")
@@ -44,7 +45,7 @@ class Node:
         number: Its number in the federation, from 0; -1 where it has none.
         floor: The least that its owner asks for.
         data: Folder of its own pairs; None where the partition deals them out.
-        model: Folder of its base model, or "embedded"; None where the run may name it.
+        model: Folder of its base model, or one that is shipped; None where the run may name it.
         device: Where it trains.
         state: Folder of its ledger and counts; None where only Flower's own state is there.
         identity: File of its private key for secure aggregation.
@@ -64,7 +65,7 @@ class Node:
     he_key: Path | None = None
     simulated: bool = False
 
-    def agree(self, config: SimulationConfig) -> None:
+    def agree(self, config: Config) -> None:
         """Compare what a run asks for with the floor; nothing of the data is touched.
 
         Args:
@@ -81,20 +82,20 @@ class Node:
             raise RefusedError(
                 "noise", "the run wants noise that follows from its seed, which protects nobody"
             )
-        if self.data is None and config.data != PUBLIC_DATA:
+        if self.data is None and config.data.source != PUBLIC_DATA:
             raise RefusedError(
                 "data",
-                f"the run names the data {config.data!r}, and a node opens no folder that the "
-                "server chooses; name your own in node.toml",
+                f"the run names the data {config.data.source!r}, and a node opens no folder that "
+                "the server chooses; name your own in node.toml",
             )
-        if self.model is None and config.model != PUBLIC_MODEL:
+        if self.model is None and config.model.name not in _SHIPPED:
             raise RefusedError(
                 "data",
-                f"the run names the model {config.model!r}, and a node loads none that the "
+                f"the run names the model {config.model.name!r}, and a node loads none that the "
                 "server chooses; name your own in node.toml",
             )
 
-    def task(self, config: SimulationConfig) -> "Task":
+    def task(self, config: Config) -> "Task":
         """Return model, adapter and the node's own pairs; its rows are `Task.own`.
 
         Raises:
@@ -209,7 +210,7 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
     if device not in _DEVICES:
         raise ConfigError(f"device must be one of {', '.join(_DEVICES)}; got {device!r}")
     model = settings.pop("model", PUBLIC_MODEL)
-    if model != PUBLIC_MODEL:
+    if model not in _SHIPPED:
         model = str(_there(folder / Path(model).expanduser(), "model"))
     paths = {key: folder / Path(settings[key]).expanduser() for key in _PATHS if key in settings}
     if "data" not in paths:

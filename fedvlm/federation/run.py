@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvlm.canaries import Canaries
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
 from fedvlm.federation.checkpoint import (
@@ -72,7 +72,7 @@ def _federate(
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
     roll = Roll(config.nodes)
     private = None
-    if config.dp != "none":  # accounting takes a second to import: only where it is needed
+    if config.privacy.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.noising import private_strategy
 
         private = private_strategy(inner, task, roll)
@@ -90,17 +90,17 @@ def _federate(
             on_round(entry)
     done = max(0, len(history) - 1)
     transcript = None
-    if out is not None and config.transcript:
+    if out is not None and config.audit.transcript:
         planted = None
-        if config.canaries:
+        if config.audit.canaries:
             drawn = Canaries.of_run(config, view.size)
-            planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
-        transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
+            planted = {"count": config.audit.canaries, "fingerprint": drawn.fingerprint}
+        transcript = Transcript(out, config.protection.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
     report, outer = protection.round_report, strategy
     if not sends_all(config):
-        outer = RuledStrategy(strategy, rule, done, config.round_timeout, report)
+        outer = RuledStrategy(strategy, rule, done, config.server.round_timeout, report)
         report = outer.round_report
     state = vector
 
@@ -132,14 +132,14 @@ def _federate(
         on_round(entry)
         return None
 
-    if done < config.rounds:
-        require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
+    if done < config.training.rounds:
+        require_nodes(roll.gather(grid, config.nodes, config.server.join_timeout), config)
         with _quiet_flower():
             outer.start(
                 grid,
                 ArrayRecord({VECTOR: Array(vector)}),
-                timeout=config.round_timeout,
-                num_rounds=config.rounds - done,
+                timeout=config.server.round_timeout,
+                num_rounds=config.training.rounds - done,
                 train_config=ConfigRecord(),
                 evaluate_fn=evaluate,
             )
@@ -174,7 +174,7 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def require_nodes(there: list[int], config: SimulationConfig) -> None:
+def require_nodes(there: list[int], config: Config) -> None:
     """Refuse to start a run that the nodes that are there can't finish.
 
     Raises:
@@ -182,8 +182,8 @@ def require_nodes(there: list[int], config: SimulationConfig) -> None:
     """
     if len(there) < MIN_CLIENTS:
         raise DropoutError(
-            f"{len(there)} of {config.nodes} nodes came within {config.join_timeout:g} s, and a "
-            f"round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
+            f"{len(there)} of {config.nodes} nodes came within {config.server.join_timeout:g} s, "
+            f"and a round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
         )
 
 
@@ -213,8 +213,8 @@ def _described(task: Task) -> dict[str, Any]:
     held = task.splits.clients
     public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
     public |= {"task": task.kind, "metric": task.metric}
-    if task.config.dp != "none":
-        mean = task.config.mean_pairs or sum(map(len, held)) // max(1, len(held))
+    if task.config.privacy.dp != "none":
+        mean = task.config.privacy.mean_pairs or sum(map(len, held)) // max(1, len(held))
         return public | {"mean_pairs": mean}
     return public | {
         "fingerprint": task.data.fingerprint,
@@ -238,7 +238,7 @@ def _with_releases(
 
 def run_federation(
     grid: Grid,
-    config: SimulationConfig,
+    config: Config,
     *,
     out: Path | None = None,
     resume: bool = False,
@@ -293,14 +293,14 @@ def run_federation(
         leakage=[],
         config=config.to_dict(),
         versions=versions(),
-        seed=config.seed,
+        seed=config.training.seed,
         data=_described(task),
         adapter={
-            "kind": config.adapter,
+            "kind": config.adapter.kind,
             "parameters": task.view.size,
             "schema": task.view.schema,
             # The factor that nodes keep to themselves.
-            "personal": {"A": "B", "B": "A"}.get(config.share),
+            "personal": {"A": "B", "B": "A"}.get(config.server.share),
         },
         seconds={
             "prepare": ready - start,

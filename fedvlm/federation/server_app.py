@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.federation.run import run_federation
-from fedvlm.federation.terms import settings_of
+from fedvlm.federation.server_part import servers_config
 from fedvlm.federation.watch import ProgressFile, WatchedGrid
 
 app = ServerApp()
@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     checkpoint there.
 
     Raises:
-        ConfigError: `resume` without `out`.
+        ConfigError: `resume` without `out`; a deployment's run without the server's part.
     """
     out, resume = str(context.run_config.get("out", "")), context.run_config.get("resume", False)
     if type(resume) is not bool:
@@ -30,8 +30,13 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("resume needs out, the folder of the run to go on with")
     folder = Path(out) if out else None
     progress = ProgressFile(folder, resume)
-    config = settings_of(context)
-    progress.write("start", rounds=config.rounds, clients=config.nodes, protect=config.protect)
+    config = servers_config(context.run_config, folder)
+    progress.write(
+        "start",
+        rounds=config.training.rounds,
+        clients=config.nodes,
+        protect=config.protection.protect,
+    )
     try:
         run_federation(
             WatchedGrid(grid, progress),

@@ -3,7 +3,7 @@
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.distributed import DistributedStrategy
 from fedvlm.federation.head_round import shared_mechanism
 from fedvlm.federation.private import PrivateStrategy
@@ -35,7 +35,7 @@ class SharedNoiseStrategy(DistributedStrategy):
     def __init__(
         self,
         inner: Strategy,
-        config: SimulationConfig,
+        config: Config,
         size: int,
         images: int,
         roll: Roll | None = None,
@@ -43,7 +43,7 @@ class SharedNoiseStrategy(DistributedStrategy):
         PrivateStrategy.__init__(self, inner, config, roll)
         self.mechanism: SharedNoise = shared_mechanism(config, size)
         self._images = images
-        self._start(Ledger("example", config.epsilon, config.delta))
+        self._start(Ledger("example", config.privacy.epsilon, config.privacy.delta))
 
     def _decoded(self, total: NDArray, server_round: int, count: int) -> NDArray:
         return self.mechanism.decode(total, count) / self._images

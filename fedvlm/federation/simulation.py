@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, to_run_config
 from fedvlm.config.rules import keeps_personal
 from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
@@ -17,9 +17,9 @@ from fedvlm.federation.task import Progress, quiet
 from fedvlm.federation.terms import he_policy
 
 
-def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:
+def _give_folders(grid: InProcessGrid, config: Config, out: Path, resume: bool) -> None:
     """Give the simulated nodes folders of their own for ledgers and personal parts."""
-    if config.dp not in ("example", "distributed") and not keeps_personal(config):
+    if config.privacy.dp not in ("example", "distributed") and not keeps_personal(config):
         return
     place = out / "nodes"
     if not resume and place.exists():
@@ -29,12 +29,12 @@ def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resu
 
 
 @contextmanager
-def give_keys(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
+def give_keys(grid: InProcessGrid, config: Config) -> Iterator[None]:
     """Give the simulated nodes their keys, for this run only: one each, or under HE one for all."""
-    if config.protect == "plain":
+    if config.protection.protect == "plain":
         yield
         return
-    if config.protect == "he":
+    if config.protection.protect == "he":
         from secure.he.policy import provision_key
 
         with tempfile.TemporaryDirectory() as name:
@@ -56,7 +56,7 @@ def give_keys(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
 
 
 def simulate(
-    config: SimulationConfig | None = None,
+    config: Config | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -81,8 +81,8 @@ def simulate(
     Raises:
         FedVLMError: See `run_federation`.
     """
-    config = config or SimulationConfig()
-    grid = InProcessGrid(app, config.nodes, config.to_run_config(), config.workers)
+    config = config or Config()
+    grid = InProcessGrid(app, config.nodes, to_run_config(config), config.server.workers)
     folder = Path(out) if out is not None else None
     if folder is not None:
         _give_folders(grid, config, folder, resume)

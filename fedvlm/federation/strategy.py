@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.subset import Subset
@@ -70,22 +70,22 @@ def _digest(message: Message) -> bytes:
         return b""
 
 
-def inner_strategy(config: SimulationConfig) -> FedAvg:
+def inner_strategy(config: Config) -> FedAvg:
     """Return Flower's strategy for a configuration.
 
     FedProx is a term of the client's loss; on the server it is the same average.
     """
     common = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
     common |= {"min_train_nodes": 1, "min_available_nodes": 1}
-    if config.server_optimizer == "fedavgm":
+    if config.server.optimizer == "fedavgm":
         return FedAvgM(
             **common,
-            server_learning_rate=config.server_learning_rate,
-            server_momentum=config.server_momentum,
+            server_learning_rate=config.server.learning_rate,
+            server_momentum=config.server.momentum,
         )
     adaptive = {"fedadam": FedAdam, "fedyogi": FedYogi, "fedadagrad": FedAdagrad}
-    if config.server_optimizer in adaptive:
-        return adaptive[config.server_optimizer](**common, eta=config.server_learning_rate)
+    if config.server.optimizer in adaptive:
+        return adaptive[config.server.optimizer](**common, eta=config.server.learning_rate)
     return FedAvg(**common)
 
 
@@ -104,7 +104,7 @@ class FederationStrategy(WrappingStrategy):
     def __init__(
         self,
         inner: Strategy,
-        config: SimulationConfig,
+        config: Config,
         schema: str,
         rounds_done: int = 0,
         transcript: Transcript | None = None,
@@ -123,10 +123,10 @@ class FederationStrategy(WrappingStrategy):
 
     def _draw(self, server_round: int, grid: Grid) -> list[int]:
         nodes = self._roll.call(grid)
-        if self._config.dp == "client":
+        if self._config.privacy.dp == "client":
             return nodes  # drawn by secret coins further in, never by the experiment's seed
-        count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
-        rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
+        count = max(MIN_CLIENTS, round(self._config.server.fraction * len(nodes)))
+        rng = ExperimentSeed(self._config.training.seed).numpy("sampling", server_round)
         # Places, never ids: NumPy makes floats of a list of ids on both sides of 2^63.
         drawn = rng.choice(len(nodes), size=min(count, len(nodes)), replace=False)
         return [nodes[place] for place in sorted(drawn.tolist())]
@@ -143,7 +143,7 @@ class FederationStrategy(WrappingStrategy):
         subset = Subset(grid, self._draw(number, grid))
         messages = list(self.inner.configure_train(number, arrays, config, subset))
         self._download_bytes = _payload_bytes(messages[0]) if messages else 0
-        if self._config.dp == "client":  # a 0 would tell that nobody was drawn
+        if self._config.privacy.dp == "client":  # a 0 would tell that nobody was drawn
             self._download_bytes = arrays.count_bytes() + config.count_bytes()
         return messages
 
@@ -154,7 +154,7 @@ class FederationStrategy(WrappingStrategy):
         out = []
         for reply in replies:
             node = reply.metadata.src_node_id
-            read = read_reply(reply, self._size, _TOLD[self._config.dp == "none"])
+            read = read_reply(reply, self._size, _TOLD[self._config.privacy.dp == "none"])
             if read is None:
                 log.warning(
                     "round %d: client %d is left out, its reply is no adapter of this run",
@@ -182,9 +182,9 @@ class FederationStrategy(WrappingStrategy):
         # A sum in floating point depends on its order: order by content, not by arrival.
         batch = sorted(replies, key=_digest)
         good = [reply for reply in batch if not reply.has_error()]
-        plain = self._config.protect == "plain"
+        plain = self._config.protection.protect == "plain"
         seen = self._read(number, good) if plain else []
-        if plain and self._config.dp != "client":
+        if plain and self._config.privacy.dp != "client":
             # Under secure summing the protocol has its own quorum, and abandons the round by
             # itself. Under client-level DP the noise hides how many came, none included, and
             # what can't be read counts as zero.
@@ -217,8 +217,8 @@ class FederationStrategy(WrappingStrategy):
             self._abandon(number, "no aggregate")
         told = dict(metrics or {})
         count, upload = len(good), sum(map(_payload_bytes, good)) / max(1, len(good))
-        if self._config.dp == "client":  # who came is secret: report what is public
-            count = round(self._config.fraction * self._config.nodes)
+        if self._config.privacy.dp == "client":  # who came is secret: report what is public
+            count = round(self._config.server.fraction * self._config.nodes)
             upload = len(arrays[VECTOR].data) if arrays is not None else 0
         self.costs[number] = RoundCost(
             clients=count,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.adapters import FlatView, attach
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.data import ImageTextData, Splits, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
@@ -25,7 +25,6 @@ __all__ = ["Progress", "Task", "kind_of", "load_own_task", "load_task", "quiet"]
 # Models are made one at a time: transformers and peft draw initial values from torch's global
 # generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
-_SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, Any, Splits]] = {}
 _own: dict[tuple[str, str], tuple[ImageTextData, Any, Splits]] = {}
 _local = threading.local()
@@ -36,9 +35,7 @@ def kind_of(model: LoadedModel | LoadedGenerative) -> type[Task]:
     return AnsweringTask if isinstance(model, LoadedGenerative) else RetrievalTask
 
 
-def load_task(
-    config: SimulationConfig, progress: Progress = quiet, client: int | None = None
-) -> Task:
+def load_task(config: Config, progress: Progress = quiet, client: int | None = None) -> Task:
     """Load what a party of a simulation works on; data is shared in a process, models are not.
 
     A thread keeps the task of the last configuration that it asked for, so that a client's next
@@ -56,17 +53,20 @@ def load_task(
     key = (config, None)
     if getattr(_local, "key", None) != key:
         with _lock:
-            model = load_any(config.model)
-            where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-            if config.data == NO_DATA and where not in _shared:
+            model = load_any(config.model.name)
+            where = (config.data, config.model, config.training.seed)
+            if config.data.source == NO_DATA and where not in _shared:
                 _shared.clear()
                 _shared[where] = nothing()
             elif where not in _shared:
-                data = kind_of(model).load(config.data, progress)
+                data = kind_of(model).load(config.data.source, progress)
                 splits = make_splits(
                     data,
-                    ExperimentSeed(config.seed),
-                    **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]},
+                    ExperimentSeed(config.training.seed),
+                    clients=config.data.clients,
+                    partition=config.data.partition,
+                    alpha=config.data.alpha,
+                    membership=config.data.membership,
                 )
                 _shared.clear()  # one at a time: features are large
                 encoded = kind_of(model).encode(data, model, progress, splits.images)
@@ -86,7 +86,7 @@ def load_task(
 
 
 def load_own_task(
-    config: SimulationConfig,
+    config: Config,
     folder: Path,
     model_name: str,
     check: Callable[[LoadedModel | LoadedGenerative], None] | None = None,
@@ -122,15 +122,15 @@ def load_own_task(
 
 
 def _task(
-    config: SimulationConfig,
+    config: Config,
     model: LoadedModel | LoadedGenerative,
     data: ImageTextData,
     pairs: Any,
     splits: Splits,
 ) -> Task:
-    seed = ExperimentSeed(config.seed)
-    view = attach(model.vlm, config.adapter_spec(), seed)
-    if config.adapter != "prototypes":
+    seed = ExperimentSeed(config.training.seed)
+    view = attach(model.vlm, config.adapter.spec, seed)
+    if config.adapter.kind != "prototypes":
         return kind_of(model)(config, seed, data, pairs, splits, model, view, view.read())
     from fedvlm.federation.head_round import plan_reading, prepare
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.adapters import FlatView
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.config.training import LocalSettings
 from fedvlm.data import ImageTextData, Splits
 from fedvlm.data.emoji import Progress
@@ -46,7 +46,7 @@ class Task(ABC):
     kind: ClassVar[str]
     metric: ClassVar[str]
 
-    config: SimulationConfig
+    config: Config
     seed: ExperimentSeed
     data: ImageTextData
     pairs: Any
@@ -97,7 +97,7 @@ class Task(ABC):
         """Train the adapter in place as a client does in a round; returns its mean loss."""
         return self.train_on(
             self.rows(client),
-            self.config.local_settings(server_round),
+            self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
         )
 

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from fedvlm.config import config_from
 from fedvlm.federation.result import Result
 
 _LINES = (
@@ -25,24 +26,32 @@ def summary_rows(result: Result) -> list[list[str]]:
     return [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 
-SUMMARY_COLUMNS = (
-    "one of 100, %",
-    "test",
-    "out of distribution",
-    "concepts nobody holds",
-    "public concepts (forgetting)",
-)
+METRICS = {"one_of_100": "one of 100", "exact_match": "exact match"}
+"""What people call a result's metric."""
+
+
+def summary_columns(result: Result) -> tuple[str, ...]:
+    """Return the header of `summary_rows`."""
+    return (
+        f"{METRICS[result.metric]}, %",
+        "test",
+        "out of distribution",
+        "concepts nobody holds",
+        "public concepts (forgetting)",
+    )
 
 
 def summary_table(result: Result) -> Table:
     """Return the summary table: what was gained, and where not."""
-    config = result.config
+    config = config_from(result.config)
     table = Table(
-        title=f"{result.adapter['kind']} over {config['clients']} clients, "
-        f"{len(result.rounds) - 1} rounds, {config['protect']} aggregation, seed {result.seed}"
+        title=f"{result.adapter['kind']} over {config.data.clients} clients, "
+        f"{len(result.rounds) - 1} rounds, {config.protection.protect} aggregation, "
+        f"seed {result.seed}"
     )
-    table.add_column(SUMMARY_COLUMNS[0])
-    for column in SUMMARY_COLUMNS[1:]:
+    first, *others = summary_columns(result)
+    table.add_column(first)
+    for column in others:
         table.add_column(column, justify="right")
     for row in summary_rows(result):
         table.add_row(*row, style="bold" if row[0] == "federated" else None)

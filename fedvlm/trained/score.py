@@ -42,8 +42,8 @@ def evaluate(
         before = trained.result.data.get("fingerprint")
         if before is not None and before != task.data.fingerprint:
             raise ConfigError(
-                f"{trained.config.data} has changed since the run, so its parts would not be the "
-                "run's; name the folder with --data to score all of it"
+                f"{trained.config.data.source} has changed since the run, so its parts would not "
+                "be the run's; name the folder with --data to score all of it"
             )
         return replace(task, model=model).evaluator(model.vlm)
     own = load_folder(data)

@@ -69,7 +69,8 @@ class AnswerEvaluator:
         For each part `P`: `P_exact_match`, `P_token_f1`, `P_rouge_l`, fractions in [0, 1];
         `P_answer_nll`, the mean over answers of their mean negative log-likelihood a token, in
         nats; `P_exact_match_low`, `P_exact_match_high`, a 95 % interval over the part's images.
-        Where questions are of several kinds also `P_exact_match_KIND`.
+        Where questions are of several kinds also `P_exact_match_KIND`. For the part `test` also
+        `domain_D` (exact match by domain), and `worst_domain`.
         """
         metrics: dict[str, float] = {}
         for name, part in self._parts.items():
@@ -86,4 +87,14 @@ class AnswerEvaluator:
             if len(np.unique(self._encoded.kinds)) > 1:
                 for kind in np.unique(kinds):
                     metrics[f"{name}_exact_match_{kind}"] = float(exact[kinds == kind].mean())
+            if name == "test":
+                metrics |= self._by_domain(exact, part)
         return metrics
+
+    def _by_domain(self, exact: NDArray[np.float64], part: NDArray[np.int64]) -> dict[str, float]:
+        domains, names = self._encoded.domains[part], self._encoded.domain_names
+        found = {
+            f"domain_{names[number]}": float(exact[domains == number].mean())
+            for number in np.unique(domains)
+        }
+        return found | {"worst_domain": min(found.values())}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secure._hashing import digest
-from secure.aggregation._keys import agree, derive
+from secure.aggregation._keys import agree, derive, exchange
 from secure.errors import IntegrityError
 
 
@@ -44,11 +44,13 @@ def share_commitment(cohort: bytes, kind: str, dealer: int, holder: int, share: 
     return digest("share", cohort, kind, dealer, holder, share)
 
 
-def channel_key(
-    private_key: X25519PrivateKey, public_key: bytes, cohort: bytes, sender: int, recipient: int
-) -> bytes:
-    """Key that encrypts the shares of one sender for one recipient, in that direction only."""
-    return agree(private_key, public_key, "shares", cohort, sender, recipient)
+def channel_keys(
+    private_key: X25519PrivateKey, public_key: bytes, cohort: bytes, member: int, peer: int
+) -> tuple[bytes, bytes]:
+    """Keys of both directions between two members: what seals for the peer, what opens from it."""
+    shared = exchange(private_key, public_key)
+    sealing = derive(shared, "shares", cohort, member, peer)
+    return sealing, derive(shared, "shares", cohort, peer, member)
 
 
 def channel_data(cohort: bytes, sender: int, recipient: int, commitments: bytes) -> bytes:

@@ -241,14 +241,15 @@ class Client:
             self_shares = split(state.self_seed, sharing.threshold, points, self._rng)
             mask_shares = split(state.mask_seed, sharing.threshold, points, self._rng)
             channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
-            ciphertexts, commitments = [], []
+            ciphertexts, commitments, opening = [], [], []
             for peer in neighbours:
                 check_public_key(bundles[peer].mask_key)
                 pair = self_shares[peer], mask_shares[peer]
                 bound = self._commitments(everyone, peer, *pair)
-                key = bind.channel_key(
+                key, opens = bind.channel_keys(
                     channel, bundles[peer].channel_key, everyone, self.member, peer
                 )
+                opening.append(opens)
                 data = bind.channel_data(everyone, self.member, peer, bound)
                 ciphertexts.append(seal(key, pair[0] + pair[1], data, self._rng))
                 commitments.append(bound)
@@ -262,7 +263,8 @@ class Client:
                 cohort=everyone,
                 members=members,
                 neighbours=neighbours,
-                channel_keys=tuple(bundles[peer].channel_key for peer in neighbours),
+                channel_secret=b"",
+                opening_keys=tuple(opening),
                 mask_keys=tuple(bundles[peer].mask_key for peer in neighbours),
                 degree=sharing.neighbours,
                 threshold=sharing.threshold,
@@ -290,9 +292,8 @@ class Client:
         """
         with self._stage("shared", inbox.session) as state:
             peers = self._checked_dealers(inbox)
-            channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
             opened = [
-                self._unsealed(channel, sender, ciphertext, commitments)
+                self._unsealed(sender, ciphertext, commitments)
                 for sender, ciphertext, commitments in zip(
                     inbox.senders, inbox.ciphertexts, inbox.commitments, strict=True
                 )
@@ -306,10 +307,9 @@ class Client:
             self.state = replace(
                 state,
                 stage="masked",
-                channel_secret=b"",
                 mask_seed=b"",
                 self_seed=b"",
-                channel_keys=(),
+                opening_keys=(),
                 mask_keys=(),
                 dealers=inbox.dealers,
                 peers=peers,
@@ -338,12 +338,9 @@ class Client:
             )
         return peers
 
-    def _unsealed(
-        self, channel: X25519PrivateKey, sender: int, ciphertext: bytes, commitments: bytes
-    ) -> bytes:
+    def _unsealed(self, sender: int, ciphertext: bytes, commitments: bytes) -> bytes:
         state = self.state
-        public = state.channel_keys[state.neighbours.index(sender)]
-        key = bind.channel_key(channel, public, state.cohort, sender, self.member)
+        key = state.opening_keys[state.neighbours.index(sender)]
         data = bind.channel_data(state.cohort, sender, self.member, commitments)
         pair = unseal(key, ciphertext, data, sender)
         expected = b"".join(

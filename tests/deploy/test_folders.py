@@ -8,8 +8,10 @@ import tomllib
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.common.config import flatten_dict
 
-from fedvlm.config import load_config
+from fedvlm.config import Config, for_nodes, load_config
+from fedvlm.config.flower import PLACES
 from fedvlm.deploy.bundle import app_files, app_hash
 from fedvlm.deploy.folders import Public, Terms
 from fedvlm.deploy.setup import init, join, settle
@@ -73,10 +75,14 @@ def test_a_nodes_file_is_read_and_fits_its_roster(federation):
 def test_the_servers_folder_needs_no_data(federation):
     server = federation / "server"
     config = load_config(server / "run.toml")
-    assert (config.data, config.protect, config.clients) == ("none", "secagg-active", 3)
+    assert (config.data.source, config.protection.protect, config.data.clients) == (
+        "none",
+        "secagg-active",
+        3,
+    )
     project = tomllib.loads((server / "app" / "pyproject.toml").read_text())
     settings = project["tool"]["flwr"]["app"]["config"]
-    assert set(config.to_run_config()) <= set(settings)
+    assert flatten_dict(settings) == PLACES | for_nodes(Config())
     assert len(app_hash()) == 64
     assert app_files() == app_files()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.deploy.run import Follower, follow, read_events, register, server_of
 from fedvlm.deploy.supernode import pin
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
@@ -148,7 +148,7 @@ def test_a_server_needs_no_data(small_run, tmp_path):
         load_task(config, client=0)
     with pytest.raises(ConfigError, match="references train on everybody's pairs"):
         run_federation(InProcessGrid(app, 3), config_from({"references": "true"}, config))
-    grid = InProcessGrid(app, 3, config.to_run_config(), 1)
+    grid = InProcessGrid(app, 3, to_run_config(config), 1)
     for number, context in enumerate(grid.contexts.values()):
         folder = tmp_path / f"node-{number}"
         folder.mkdir()

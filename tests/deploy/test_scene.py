@@ -3,7 +3,6 @@
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,7 +136,7 @@ def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation
     assert np.linalg.norm(apart) < 5e-3 * np.linalg.norm(vector)
 
     # Over one round, where nothing has trained on a rounded mean yet, rounding bounds it.
-    once = replace(config, rounds=1)
+    once = config_from({"rounds": 1}, config)
     done = run(root, tmp_path / "once", "--set", "rounds=1")
     assert done.returncode == 0, done.stdout + done.stderr + parties.logs()
     vector = np.load(tmp_path / "once" / "checkpoint.npz", allow_pickle=False)["vector"]

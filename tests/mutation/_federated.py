@@ -42,7 +42,8 @@ RECORDS = (
      "    if False:", f"{_PT}test_dpsgd.py"),
     (_F, "private.py", 'coins = noise_source(self.config, "coins", server_round)',
      'coins = __import__("fedvlm.privacy").privacy.SimulatedNoise('
-     '__import__("fedvlm.seeds").seeds.ExperimentSeed(self.config.seed), "coins", server_round)',
+     '__import__("fedvlm.seeds").seeds.ExperimentSeed(self.config.training.seed), '
+     '"coins", server_round)',
      _PLANTED),
     (_F, "private.py", "        self._ledger.spend(self._mechanism)\n", "",
      f"{_PRIVATE} {_PLANTED}"),

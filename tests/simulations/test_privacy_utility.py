@@ -28,12 +28,12 @@ def _point(level, seed, federated):
 def test_private_levels_are_simulated_and_say_so():
     for level in LEVELS:
         config = configuration(level, 3)
-        assert config.seed == 3
-        assert (config.dp == "none") is (level == "none")
+        assert config.training.seed == 3
+        assert (config.privacy.dp == "none") is (level == "none")
         if level != "none":
-            assert config.simulated_noise
-            assert config.dp == (level if level in SMALL_COHORT else "example")
-            assert config.epsilon == float(level if level in RATES else 8)
+            assert config.privacy.simulated_noise
+            assert config.privacy.dp == (level if level in SMALL_COHORT else "example")
+            assert config.privacy.epsilon == float(level if level in RATES else 8)
 
 
 def test_the_interval_is_students():

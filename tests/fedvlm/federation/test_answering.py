@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation import simulate
 from fedvlm.federation.answering import client_policy, he_node, sum_node
@@ -18,11 +18,11 @@ from secure.aggregation import load_identity, provision
 from secure.errors import PolicyError
 from secure.flower import KeysError
 
-SECURE = SimulationConfig(clients=5, protect="secagg-active")
+SECURE = config_from({"clients": 5, "protect": "secagg-active"})
 
 
 def _context(config=SECURE, **run_config):
-    return Context(3, 7, {"partition-id": 1}, RecordDict(), config.to_run_config() | run_config)
+    return Context(3, 7, {"partition-id": 1}, RecordDict(), to_run_config(config) | run_config)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_floor_s_fewest_clients_hold_for_the_sum(node):
 @pytest.mark.parametrize("clients", [3, 10, 34, 100, 1000])
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
-    config = SimulationConfig(clients=clients, protect="secagg", fraction=fraction)
+    config = config_from({"clients": clients, "protect": "secagg", "fraction": fraction})
     if config.cohort < 3:
         return
     policy = secure_policy(config)
@@ -99,7 +99,7 @@ def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
     assert policy.corrupt_members(config.cohort) == clients // 10
     assert 2 * policy.fewest > config.cohort + clients // 10
     assert policy.plan.bytes_per_parameter <= 4
-    uniform = secure_policy(replace(config, dp="example"))
+    uniform = secure_policy(config_from({"dp": "example"}, config))
     assert uniform.max_weight == 1
     assert uniform.plan.bytes_per_parameter <= (2.7 if clients <= 100 else 4)
 

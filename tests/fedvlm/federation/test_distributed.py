@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from
 from fedvlm.errors import BudgetExceeded, IntegrityError
 from fedvlm.federation import InProcessGrid, private_client, simulate
 from fedvlm.federation.client_app import VECTOR
@@ -23,8 +23,8 @@ SIZE = 500
 
 def _config():
     # The check of `protect` belongs to the whole configuration; here only the parts are joined.
-    config = SimulationConfig(clients=5, rounds=2, epsilon=6.0, clip_norm=0.5)
-    object.__setattr__(config, "dp", "distributed")
+    config = config_from({"clients": 5, "rounds": 2, "epsilon": 6.0, "clip_norm": 0.5})
+    object.__setattr__(config.privacy, "dp", "distributed")
     return config
 
 
@@ -203,8 +203,14 @@ def test_s5_noise_counts_the_colluders_of_all_nodes():
     """A server picks the cohort, and all that side with it of the whole federation are in."""
     from secure.aggregation import Policy, integer_plan
 
-    config = SimulationConfig(
-        clients=40, fraction=0.25, protect="secagg-active", dp="distributed", rounds=2
+    config = config_from(
+        {
+            "clients": 40,
+            "fraction": 0.25,
+            "protect": "secagg-active",
+            "dp": "distributed",
+            "rounds": 2,
+        }
     )
     mechanism = distributed_mechanism(config, 500)
     policy = distributed_policy(config, 500).for_roster(40)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
 from fedvlm.federation.checkpoint import Checkpoint
@@ -28,8 +28,8 @@ def test_the_same_seed_gives_the_same_result(small_run, tmp_path):
 def test_workers_do_not_change_the_result(small_run):
     one, two = (simulate(config_from(small_run | {"workers": n})) for n in (1, 3))
     a, b = one.without_times(), two.without_times()
-    a["config"].pop("workers")
-    b["config"].pop("workers")
+    a["config"]["server"].pop("workers")
+    b["config"]["server"].pop("workers")
     assert a == b
 
 
@@ -38,7 +38,7 @@ def test_a_round_is_the_weighted_mean_of_what_clients_trained(small_run, tmp_pat
     simulate(config, out=tmp_path)
     task = load_task(config)
     vectors, weights = [], []
-    for client in range(config.clients):
+    for client in range(config.data.clients):
         task = load_task(config)
         task.reset()
         task.train(client, 1)
@@ -201,7 +201,7 @@ def _strategy(config):
 
 
 def _start(strategy, task, client_app, config):
-    grid = InProcessGrid(client_app, config.clients, config.to_run_config())
+    grid = InProcessGrid(client_app, config.data.clients, to_run_config(config))
     return strategy.start(grid, ArrayRecord({VECTOR: Array(task.view.read())}), num_rounds=1)
 
 
@@ -263,7 +263,7 @@ def test_a_client_refuses_an_adapter_of_another_schema(small_run):
             "config": ConfigRecord({"schema": "0" * 64, "server-round": 1}),
         }
     )
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
@@ -362,7 +362,7 @@ def test_what_no_round_can_satisfy_is_refused_before_the_first_message(
 
 def test_too_few_nodes_are_named_before_the_first_round(small_run):
     config = config_from(small_run | {"join_timeout": 0.1})
-    grid = InProcessGrid(app, 1, config.to_run_config())
+    grid = InProcessGrid(app, 1, to_run_config(config))
     with pytest.raises(DropoutError, match="1 of 3 nodes came within 0.1 s"):
         run_federation(grid, config)
 
@@ -383,7 +383,7 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
     arrays = ArrayRecord({VECTOR: Array(task.initial)})
     settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
     content = RecordDict({"arrays": arrays, "config": settings})
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     (reply,) = grid.send_and_receive(
         [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
     )

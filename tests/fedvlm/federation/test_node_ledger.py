@@ -5,7 +5,7 @@ import json
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import BudgetExceeded, IntegrityError
 from fedvlm.federation import InProcessGrid, load_task, node_ledger
 from fedvlm.federation.client_app import VECTOR, app
@@ -38,7 +38,7 @@ def _answers(config, tmp_path, ways):
     node_config = {"partition-id": 0, "simulated": True, "state": str(tmp_path / "state")}
     got = 0
     for run_id, number in ways:
-        context = Context(run_id, 7, node_config, RecordDict(), config.to_run_config())
+        context = Context(run_id, 7, node_config, RecordDict(), to_run_config(config))
         try:
             reply = app(_message(start, number), context)
         except BudgetExceeded:

@@ -1,0 +1,21 @@
+"""What is adapted."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedvlm.config._section import Section, setting
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The base model; a node of a deployment has its own copy, by its `node.toml`."""
+
+    table: ClassVar[str] = "model"
+
+    name: str = setting(
+        "embedded",
+        '"embedded" or "embedded-vqa", or a folder or hub name of a CLIP, SigLIP or SigLIP 2, or '
+        "of a generative family. Nodes are told which of the embedded ones it is, and nothing "
+        "else.",
+        flat="model",
+    )
