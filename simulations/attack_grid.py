@@ -206,7 +206,7 @@ def main(
     cells, refused = {}, {}
     for name in names:
         try:
-            cells[name] = run_cell(name, out, replace(BASE, seed=seed), per_client)
+            cells[name] = run_cell(name, out, config_from({"seed": seed}, BASE), per_client)
         except (ConfigError, ProtocolError) as error:
             refused[name] = str(error)  # a cell that can't be is named below, the others go on
     show(cells)

@@ -167,12 +167,13 @@ It holds no data and needs none. It holds the server's own key and only public t
 2. `sh start-server.sh` starts the SuperLink on 127.0.0.1:{port}; for other machines
    `HOST=0.0.0.0 sh start-server.sh`. The nodes know it as `{host}:{port}`.
 3. In another terminal, once: `fedvlm deploy register .` lets the {clients} nodes in that have a
-   public key in `nodes/`. Nobody else can take part.
+   public key in `nodes/`. Who has no registered key can't take part.
 4. `fedvlm deploy run .` runs what `run.toml` says and follows it. The result, the report and the
    adapter are in `runs/` then.
 
 Keep others than the nodes and yourself from the port by a firewall: Flower lets whoever reaches it
-start runs. A node still holds such a run to its own floor, and runs no other app.
+start runs and register nodes, and a run's ServerApp is code that runs here. A node still holds such
+a run to its own floor, and runs no other app.
 
 `tls/server.key` is secret. `roster.json` has the fingerprint {roster}; every site must have the
 same.

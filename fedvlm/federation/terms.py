@@ -101,7 +101,10 @@ def _lanes(config: Config) -> "LanePlan":
 
 
 def _least(config: Config, terms: "Policy", cohort: int) -> "Policy":
-    """Put in the fewest clients of a sum: the cohort's quorum, or more where the run asks so."""
+    """Put in the fewest clients of a sum: the cohort's quorum, or more where the run asks so.
+
+    Never fewer than the roster's colluders and three honest ones, whatever the cohort.
+    """
     from secure.errors import PolicyError
 
     try:
@@ -115,7 +118,8 @@ def _least(config: Config, terms: "Policy", cohort: int) -> "Policy":
             f"min_clients is {config.protection.min_clients}, and a round asks {cohort}; raise "
             "fraction or clients"
         )
-    return replace(terms, min_clients=max(quorum, config.protection.min_clients))
+    honest = replace(terms, min_clients=None).fewest
+    return replace(terms, min_clients=max(quorum, honest, config.protection.min_clients))
 
 
 def he_policy(config: Config) -> "HEPolicy":

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from secure.aggregation import _binding as bind
-from secure.aggregation._graph import neighbourhoods
 from secure.aggregation._keys import (
     KEY_BYTES,
     Identity,
@@ -235,7 +234,7 @@ class Client:
             bundles = self._checked_bundles(cohort)
             everyone = bind.cohort_hash(state.session, cohort.bundles)
             members = tuple(bundles)
-            around = neighbourhoods(members, sharing.neighbours, bind.graph_seed(everyone))
+            around = bind.graph(everyone, members, sharing.neighbours)
             neighbours = around[self.member]
             points = (*neighbours, self.member)
             self_shares = split(state.self_seed, sharing.threshold, points, self._rng)
@@ -373,7 +372,7 @@ class Client:
             raise IntegrityError("the survivors lack this client or name one that dealt no shares")
         if len(survivors) < state.quorum:
             raise PolicyError(f"{len(survivors)} members survive, {state.quorum} are needed")
-        around = neighbourhoods(state.members, state.degree, bind.graph_seed(state.cohort))
+        around = bind.graph(state.cohort, state.members, state.degree)
         for member in (self.member, *state.peers):
             if member in alive:
                 left = 1 + sum(peer in alive for peer in around[member])

@@ -173,3 +173,33 @@ def test_a_common_key_goes_to_the_nodes_and_never_to_the_server(tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in keys)
     assert not list((tmp_path / "fed" / "server").rglob("he.key"))
     assert read_node(tmp_path / "fed" / "node-3" / "node.toml").floor.protect == "he"
+
+
+def test_the_servers_port_is_open_to_this_machine_alone_until_asked(federation, tmp_path):
+    """Whoever reaches the port can start runs: nobody but this machine does by default."""
+    fake = tmp_path / "bin" / "flower-superlink"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "{fake.parent}"\n')
+    for script in (fake, python):
+        script.chmod(0o755)
+
+    def started(**more: str) -> list[str]:
+        done = subprocess.run(
+            ["sh", str(federation / "server" / "start-server.sh")],
+            env={"PATH": "/usr/bin:/bin", "FEDVLM_PYTHON": str(python), **more},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout.splitlines()
+
+    told = started()
+    assert told[told.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-supernode-auth" in told
+    asked = started(HOST="0.0.0.0")
+    assert asked[asked.index("--host") + 1] == "0.0.0.0"
+    readme = " ".join((federation / "server" / "README.md").read_text().split())
+    assert "start runs and register nodes" in readme

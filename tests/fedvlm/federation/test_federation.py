@@ -129,10 +129,10 @@ def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
         simulate(config, out=tmp_path, resume=True)
     simulate(config, out=tmp_path)
     for changed, message in (
-        ({"rounds": 1}, r"rounds was 2, is 1; rounds can be added only"),
-        ({"learning_rate": 0.5}, r"learning_rate was 0.008, is 0.5"),
-        ({"rank": 3}, "rank was 2, is 3"),
-        ({"clients": 4, "alpha": 2.0}, r"clients was 3, is 4, alpha was 0.3, is 2.0"),
+        ({"rounds": 1}, r"training.rounds was 2, is 1; rounds can be added only"),
+        ({"learning_rate": 0.5}, r"training.learning_rate was 0.008, is 0.5"),
+        ({"rank": 3}, "adapter.rank was 2, is 3"),
+        ({"clients": 4, "alpha": 2.0}, r"data.clients was 3, is 4, data.alpha was 0.3, is 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             simulate(config_from(small_run | {"rounds": 2} | changed), out=tmp_path, resume=True)

@@ -283,3 +283,51 @@ def test_nothing_but_the_vector_leaves_a_client_under_example_dp(small_run):
     assert set(reply.content) == {"arrays", "metrics"}
     assert list(reply.content.array_records["arrays"]) == [VECTOR]
     assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1}
+
+
+@pytest.mark.parametrize("protect", ["he", "secagg", "secagg-active"])
+def test_a_server_that_must_clip_is_not_kept_from_single_updates(protect):
+    with pytest.raises(ConfigError, match="clips single updates at a trusted server"):
+        config_from({"dp": "client", "protect": protect})
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"mean_pairs": 1},
+        {"mean_pairs": 600},
+        {"clients": 500, "mean_pairs": 48},
+        {"batch_size": 2, "mean_pairs": 48},
+        {"clip_norm": 1e3, "mean_pairs": 48},
+        {"rounds": 50, "mean_pairs": 48},
+    ],
+)
+def test_a_lie_about_public_facts_is_paid_for(lie, monkeypatch):
+    """A node pays for the noise that it adds at the rate that it samples at, whatever is stated."""
+    from types import SimpleNamespace
+
+    from fedvlm.federation import private_client
+    from fedvlm.privacy.losses import BankContrastive
+
+    config = config_from({**EXAMPLE, **lie})
+    paid, trained = [], []
+    ledger = SimpleNamespace(answer=lambda *told: paid.append(told))
+    loss = SimpleNamespace(factor=BankContrastive.factor)
+    monkeypatch.setattr(private_client, "_loss", lambda *_: (loss, None))
+    monkeypatch.setattr(private_client, "train_privately", lambda *told: trained.append(told))
+    task = SimpleNamespace(
+        config=config,
+        rows=lambda client: np.arange(20),
+        model=SimpleNamespace(vlm=None),
+        view=SimpleNamespace(size=3),
+    )
+    private_client.train_with_dp(task, 0, 1, ledger, "run")
+    ((_, _, _, unit, mechanism, times),) = paid
+    settings = trained[0][5]
+    assert unit == "example"
+    assert mechanism == settings.mechanism(loss)
+    assert (mechanism.noise_multiplier, mechanism.sample_rate, times) == (
+        settings.noise_multiplier,
+        settings.sample_rate,
+        settings.steps,
+    )

@@ -234,3 +234,19 @@ def test_a_guarded_layer_of_zeros_answers_with_its_bias():
     keys = owner.evaluation_keys(layer.plan, public=True)
     got = owner.decrypt(layer(owner.encrypt(np.full(4, 0.4), layer.plan), keys))[0]
     assert np.abs(got - np.arange(3.0) / 3).max() <= layer.error
+
+
+def test_what_the_flooding_tells_of_the_weights_is_a_factor_of_two():
+    """Scale and flooding are public: they follow from the two magnitudes alone."""
+    rng = np.random.default_rng(11)
+    seen: dict[tuple[float, float], set[tuple[float, int, float]]] = {}
+    for _ in range(12):
+        rows = unit_rows(rng, 4, 8) * rng.uniform(0.5, 2.0)
+        layer = GuardedLinear(rows, params=PARAMS, max_queries=2)
+        norms = np.linalg.norm(rows, axis=1)
+        largest = guarded_module.pair_bound(norms, layer.plan.sizes[1])
+        magnitudes = (guarded_module._up(largest), guarded_module._up(largest * PARAMS.max_abs))
+        told = (layer.sigma, layer._flooding, layer.error)
+        seen.setdefault(magnitudes, set()).add(told)
+    assert 2 <= len(seen) <= 4
+    assert all(len(told) == 1 for told in seen.values())
