@@ -35,8 +35,9 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(targets=_TEXT_MODEL),
     # Its processor puts the image's tokens before the text and a line break behind it.
     "paligemma": Family(answer_type=1, plain="{question}"),
-    # Its processor puts the image's tokens before the text. OPT's feed-forward layers see the tokens
-    # of all examples as rows of one matrix, which no layer-wise clipping can part: they are left out.
+    # Its processor puts the image's tokens before the text. OPT's feed-forward layers see the
+    # tokens of all examples as rows of one matrix, which no layer-wise clipping can part: they are
+    # left out.
     "blip-2": Family(
         targets=r"(.*\.)?language_model\..*\.(q_proj|k_proj|v_proj|out_proj)",
         plain="Question: {question} Answer:",
