@@ -1,6 +1,6 @@
 """Make the embedded generative checkpoint: `python -m simulations.pretrain_answering [--out DIR]`.
 
-From public concepts only, as two designers drew them, about 15 minutes of one core: the vision
+From public concepts only, as two designers drew them, about 7 minutes of one core: the vision
 tower and the words' embeddings start as those of the embedded dual encoder, the decoder at random;
 all are trained to answer what the images' labels answer. Nothing sees a private concept. The
 metrics that go into the model card are measured here, on the concepts that were held back.

@@ -13,6 +13,8 @@ from fedvlm.errors import ConfigError
 from fedvlm.leakage.answer_probe import ORDERS, token_statistics
 from fedvlm.leakage.canary_strings import PROMPT, candidates, draw_canaries, exposures, plant
 from fedvlm.leakage.text_scores import min_k, min_k_plus_plus
+from fedvlm.models import load_any
+from fedvlm.models.generative.embedded import NAME
 from fedvlm.models.generative.loading import load_generative
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import LocalSettings
@@ -23,6 +25,11 @@ from fedvlm.training.answers import encode_answers
 @pytest.fixture(scope="module")
 def model(family_folder):
     return load_generative(str(family_folder("llava")))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDVLM_CACHE", str(tmp_path / "cache"))
 
 
 def quiet(*_):
@@ -56,9 +63,9 @@ def test_statistics_are_those_of_each_token_s_distribution(model, questions_fold
         assert np.isnan(found.log_probabilities[place, len(answer) :]).all()
 
 
-def test_planted_strings_are_exposed_and_others_are_not(family_folder, questions_folder):
+def test_planted_strings_are_exposed_and_others_are_not(questions_folder, own_cache):
     """What stands there often is given away, and secrets that nobody planted aren't."""
-    model = load_generative(str(family_folder("llava")))
+    model = load_any(NAME)
     data = load_folder(questions_folder)
     rng = np.random.default_rng(0)
     canaries = draw_canaries([24, 24], 63, rng)
@@ -99,9 +106,9 @@ def test_canaries_that_can_t_be_drawn_are_refused():
             draw_canaries(repeats, reference, rng)
 
 
-def test_scores_tell_members_of_an_overfitted_model(family_folder, questions_folder):
+def test_scores_tell_members_of_an_overfitted_model(questions_folder, own_cache):
     """Min-K% and Min-K%++ of what was trained on rise above those of held-out images' answers."""
-    model = load_generative(str(family_folder("llava")))
+    model = load_any(NAME)
     data = load_folder(questions_folder)
     encoded = encode_answers(data, model, quiet)
     view = attach(model.vlm, AdapterSpec("lora", 8, 16), ExperimentSeed(0))
