@@ -67,10 +67,10 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _round_line(entry: dict[str, Any], rounds: int) -> str:
     text = f"round {entry['round']:>3}/{rounds}"
-    if "test_one_of_100" in entry:
-        text += f"  test {100 * entry['test_one_of_100']:5.1f} %"
-    if "ood_one_of_100" in entry:
-        text += f"  ood {100 * entry['ood_one_of_100']:5.1f} %"
+    for part in ("test", "ood"):
+        for metric in ("one_of_100", "exact_match"):
+            if f"{part}_{metric}" in entry:
+                text += f"  {part} {100 * entry[f'{part}_{metric}']:5.1f} %"
     if entry.get("train_loss") is not None:
         text += f"  loss {entry['train_loss']:.3f}"
     if "upload_bytes_per_client" in entry:

@@ -1,4 +1,4 @@
-"""`fedvlm predict | evaluate | export`: use what a run has trained.
+"""`fedvlm predict | ask | evaluate | export`: use what a run has trained.
 
 Heavy packages are imported inside the commands, so that `--help` answers at once.
 """
@@ -55,6 +55,26 @@ def predict(
         typer.echo(f"{path}: {best}")
 
 
+def ask(
+    folder: Run,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="image files")],
+    prompt: Annotated[str, typer.Option(help="the question, the same about each image")],
+    most_tokens: Annotated[int, typer.Option(min=1, help="most tokens of an answer")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run's trained model, one that answers, about new images."""
+    from fedvlm.trained import ask as answers_of
+    from fedvlm.trained import load_trained
+
+    answers = answers_of(load_trained(folder), images, prompt, most_tokens)
+    pairs = list(zip(map(str, images), answers, strict=True))
+    if as_json:
+        typer.echo(json.dumps([{"image": path, "answer": said} for path, said in pairs], indent=2))
+        return
+    for path, said in pairs:
+        typer.echo(f"{path}: {said}")
+
+
 def evaluate(
     folder: Run,
     data: Annotated[
@@ -77,7 +97,8 @@ def evaluate(
     table = Table("metric", title=f"{folder} on {data or 'its own data'}")
     table.add_column("value", justify="right")
     for name, value in found.items():
-        table.add_row(name, str(value) if isinstance(value, int) else f"{100 * value:.1f} %")
+        text = f"{value:.3f}" if name.endswith("_nll") else f"{100 * value:.1f} %"
+        table.add_row(name, str(value) if isinstance(value, int) else text)
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
@@ -93,5 +114,5 @@ def export(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (predict, evaluate, export):
+    for command in (predict, ask, evaluate, export):
         app.command()(command)

@@ -41,6 +41,8 @@ _OPTIONAL = (
     ),
     ("embedded data: rendering", "resvg_py", "resvg-py", "embedded"),
     ("data in Hugging Face's forms", "datasets", "datasets", "data"),
+    ("scores of answers (ROUGE-L)", "rouge_score", "rouge-score", "generative"),
+    ("SmolVLM's processor", "num2words", "num2words", "generative"),
 )
 _REQUIRED = ("torch", "flwr", "transformers", "peft", "cryptography", "dp-accounting")
 

@@ -9,6 +9,7 @@ from fedvlm.adapters.prompt import PromptContext
 from fedvlm.adapters.prototypes import PrototypeHead
 from fedvlm.adapters.spec import AdapterSpec
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 from fedvlm.seeds import ExperimentSeed
 
@@ -19,18 +20,18 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def refuse_second(vlm: VLM) -> None:
+def refuse_second(vlm: VLM | GenerativeVLM) -> None:
     """Refuse a model that has an adapter.
 
     Raises:
         ConfigError: It has one.
     """
-    added = (vlm.prompt, vlm.gate, vlm.head)
+    added = (getattr(vlm, name, None) for name in ("prompt", "gate", "head"))
     if any(each is not None for each in added) or hasattr(vlm.backbone, "peft_config"):
         raise ConfigError("the model already has an adapter; merge it or load the model anew")
 
 
-def attach(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> FlatView:
+def attach(vlm: VLM | GenerativeVLM, spec: AdapterSpec, seed: ExperimentSeed) -> FlatView:
     """Freeze a model and attach a fresh adapter, the only part that trains.
 
     Args:
@@ -48,12 +49,18 @@ def attach(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> FlatView:
 
     Raises:
         ConfigError: The model already has an adapter, no module matches the targets, one matches
-            that the model never uses, or the prompt leaves no room for a caption.
+            that the model never uses, the prompt leaves no room for a caption, or the kind isn't
+            for such a model.
     """
     refuse_second(vlm)
     freeze(vlm)
     if spec.is_lora:
         attach_lora(vlm, spec, seed)
+    elif isinstance(vlm, GenerativeVLM):
+        raise ConfigError(
+            f"a model that answers is adapted by lora or ffa-lora; a {spec.kind} adapter is for "
+            "dual encoders"
+        )
     elif spec.kind == "prompt":
         prompt = PromptContext(vlm.backbone, spec.tokens, seed.torch("adapter"))
         prompt.left_padding = vlm.left_padding
@@ -65,7 +72,7 @@ def attach(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> FlatView:
     return FlatView(vlm)
 
 
-def merge(vlm: VLM) -> VLM:
+def merge(vlm: VLM | GenerativeVLM) -> VLM | GenerativeVLM:
     """Fold LoRA factors into the base weights; prompt and feature adapters stay as they are.
 
     Returns:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedvlm.adapters.spec import AdapterSpec
-from fedvlm.adapters.targets import matching, resolved, unused
+from fedvlm.adapters.targets import matching, targets_for, unused
 from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError, IntegrityError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 from fedvlm.models.weights import first_line
 from fedvlm.seeds import ExperimentSeed
@@ -38,7 +39,7 @@ _IDLE = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def _inject(vlm: VLM, config: Any, seed: int) -> None:
+def _inject(vlm: VLM | GenerativeVLM, config: Any, seed: int) -> None:
     from peft import get_peft_model
 
     # peft draws A from torch's global generator: lend it one of our own for that moment.
@@ -47,7 +48,7 @@ def _inject(vlm: VLM, config: Any, seed: int) -> None:
         vlm.backbone = get_peft_model(vlm.backbone, config)  # pyright: ignore
 
 
-def attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
+def attach_lora(vlm: VLM | GenerativeVLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
     """Put fresh LoRA layers into a frozen model.
 
     Raises:
@@ -55,7 +56,8 @@ def attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
     """
     from peft import LoraConfig
 
-    names = matching(vlm.backbone, spec.targets)
+    targets = targets_for(vlm, spec)
+    names = matching(vlm.backbone, targets)
     idle = unused(vlm, names)
     if idle and (len(idle) == len(names) or not spec.picks_for_itself):
         raise ConfigError(
@@ -63,7 +65,7 @@ def attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
             "model never uses: nothing is learned there, noise would be added to it, and merging "
             "would change the model; make targets narrower"
         )
-    everything = target_pattern(resolved(vlm.backbone, spec.targets))
+    everything = target_pattern(targets)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType]  peft takes floats too
@@ -112,7 +114,9 @@ def _targets_of(modules: Any) -> str:
     return rf"(.*\.)?({'|'.join(re.escape(name) for name in sorted(modules))})"
 
 
-def load_lora(vlm: VLM, content: Mapping[str, Any], state: Mapping[str, Tensor]) -> AdapterSpec:
+def load_lora(
+    vlm: VLM | GenerativeVLM, content: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> AdapterSpec:
     """Put a saved LoRA into a model: the model says what it would say in peft.
 
     Args:

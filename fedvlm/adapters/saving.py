@@ -22,6 +22,7 @@ from fedvlm.adapters.prototypes import loaded_head
 from fedvlm.adapters.spec import AdapterSpec
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.files import whole_file, write_text
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.hashing import weights_hash
 from fedvlm.models.vlm import VLM
 from fedvlm.models.weights import first_line
@@ -33,7 +34,7 @@ _OLDER = "adapter_model.bin"
 _BASE = "base_model.json"
 
 
-def save_adapter(vlm: VLM, spec: AdapterSpec, folder: Path) -> None:
+def save_adapter(vlm: VLM | GenerativeVLM, spec: AdapterSpec, folder: Path) -> None:
     """Save an adapter to a folder; LoRA in peft's own format, so that others can use it.
 
     Args:
@@ -54,7 +55,7 @@ def save_adapter(vlm: VLM, spec: AdapterSpec, folder: Path) -> None:
     else:
         state = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
         told = {"fedvlm_kind": spec.kind, "tokens": spec.tokens}
-        if vlm.head is not None:
+        if isinstance(vlm, VLM) and vlm.head is not None:
             state = {f"head.{name}": tensor for name, tensor in vlm.head.state_dict().items()}
             told = {"fedvlm_kind": spec.kind, **vlm.head.numbers()}  # pyright: ignore
         text = json.dumps(told)
@@ -90,7 +91,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, state
 
 
-def _check_base(vlm: VLM, folder: Path) -> None:
+def _check_base(vlm: VLM | GenerativeVLM, folder: Path) -> None:
     path = folder / _BASE
     if not path.exists():  # peft's own folders have none
         return
@@ -106,7 +107,7 @@ def _check_base(vlm: VLM, folder: Path) -> None:
         )
 
 
-def load_adapter(vlm: VLM, folder: Path) -> AdapterSpec:
+def load_adapter(vlm: VLM | GenerativeVLM, folder: Path) -> AdapterSpec:
     """Attach the adapter saved in a folder.
 
     Args:
@@ -135,6 +136,8 @@ def load_adapter(vlm: VLM, folder: Path) -> AdapterSpec:
             return load_lora(vlm, content, state)
         if kind is not None:
             raise ConfigError(f"peft_type {kind!r} is not supported; only LORA is")
+        if isinstance(vlm, GenerativeVLM):
+            raise ConfigError("it is no LoRA, and a model that answers takes nothing else")
         return _load_own(vlm, content, state)
     except ConfigError as error:
         raise ConfigError(f"{folder / _CONFIG}: {error}") from error

@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedvlm.adapters.spec import AdapterSpec
 from fedvlm.config.adapter import DEFAULT_TARGETS
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 
 
-def resolved(backbone: Any, targets: str) -> str:
-    """Return targets as they are meant for a model: the default names CLIP's layers alone."""
-    kind = getattr(backbone.config, "model_type", None)
-    if targets.strip() == DEFAULT_TARGETS and kind not in ("clip", "siglip", "siglip2"):
-        return ALL_LINEAR
-    return targets
+def targets_for(vlm: VLM | GenerativeVLM, spec: AdapterSpec) -> str:
+    """Return where LoRA goes: the default names CLIP's layers, or a model's that answers."""
+    if spec.targets.strip() != DEFAULT_TARGETS:
+        return spec.targets
+    if isinstance(vlm, GenerativeVLM):
+        return vlm.family.targets
+    kind = getattr(vlm.backbone.config, "model_type", None)
+    return spec.targets if kind in ("clip", "siglip", "siglip2") else ALL_LINEAR
 
 
 def matching(backbone: nn.Module, targets: str) -> list[str]:
@@ -31,7 +35,6 @@ def matching(backbone: nn.Module, targets: str) -> list[str]:
     Raises:
         ConfigError: There is none, or one that LoRA can't be put around.
     """
-    targets = resolved(backbone, targets)
     pattern = re.compile(target_pattern(targets))
     linear_only = targets.strip() == ALL_LINEAR
     found = []
@@ -79,7 +82,21 @@ def probe_inputs(vlm: VLM, rows: int = 2) -> tuple[dict[str, Tensor], dict[str, 
     return images, {"input_ids": ids}
 
 
-def unused(vlm: VLM, names: list[str]) -> list[str]:
+def _probed(vlm: VLM | GenerativeVLM) -> tuple[Tensor, ...]:
+    """Return what a model makes of inputs that fit it.
+
+    Raises:
+        ConfigError: A model that answers was built without its processor's batch.
+    """
+    if isinstance(vlm, GenerativeVLM):
+        if vlm.probe is None:
+            raise ConfigError("set GenerativeVLM.probe to a batch that fits the model")
+        return (vlm.token_losses(vlm.probe)[1],)
+    images, texts = probe_inputs(vlm)
+    return vlm.encode_image(images), vlm.encode_text(texts)
+
+
+def unused(vlm: VLM | GenerativeVLM, names: list[str]) -> list[str]:
     """Find the linear layers that nothing can be learned in.
 
     Args:
@@ -104,13 +121,12 @@ def unused(vlm: VLM, names: list[str]) -> list[str]:
         return keep
 
     handles = [modules[name].register_forward_hook(watch(name)) for name in names]
-    images, texts = probe_inputs(vlm)
     rng = torch.Generator().manual_seed(1)
     modes = [(module, module.training) for module in vlm.modules()]
     vlm.eval()
     try:
         with torch.enable_grad():
-            parts = (vlm.encode_image(images), vlm.encode_text(texts))
+            parts = _probed(vlm)
             score = sum((x * torch.randn(x.shape, generator=rng)).sum() for x in parts)
             outputs = [output for _, _, output in calls]
             if not outputs:

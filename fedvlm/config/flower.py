@@ -15,8 +15,11 @@ from fedvlm.errors import ConfigError
 
 PLACES = {"out": "", "identities": "", "resume": False}
 """Keys of the run config that say where and how it runs, and decide no result; their defaults."""
-PUBLIC = {"data.source": ("emoji", "none"), "model.name": ("embedded", "own")}
-"""What nodes are told of data and model: the public one's name, or the word for any other."""
+PUBLIC = {
+    "data.source": (("emoji",), "none"),
+    "model.name": (("embedded", "embedded-vqa"), "own"),
+}
+"""What nodes are told of data and model: a public one's name, or the word for any other."""
 
 
 def _name(entry: Entry) -> str:
@@ -45,7 +48,7 @@ def for_nodes(config: Config) -> dict[str, Any]:
         value = config.value(entry)
         if entry.name in PUBLIC:
             public, other = PUBLIC[entry.name]
-            value = public if value == public else other
+            value = value if value in public else other
         told[_name(entry)] = _written(value)
     return told
 

@@ -73,7 +73,7 @@ def _number(value: float) -> str:
 def told(entry: Entry) -> str:
     """Return whether the nodes of a deployment are told a setting."""
     if entry.name in PUBLIC:
-        return "whether it is " + PUBLIC[entry.name][0]
+        return "whether it is " + " or ".join(PUBLIC[entry.name][0])
     return "no" if entry.about.server else "yes"
 
 

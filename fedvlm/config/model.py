@@ -14,7 +14,8 @@ class ModelConfig(Section):
 
     name: str = setting(
         "embedded",
-        '"embedded", or a folder or hub name of a CLIP, SigLIP or SigLIP 2. Nodes are told '
-        "whether it is the embedded one, and nothing else.",
+        '"embedded" or "embedded-vqa", or a folder or hub name of a CLIP, SigLIP or SigLIP 2, or '
+        "of a generative family. Nodes are told which of the embedded ones it is, and nothing "
+        "else.",
         flat="model",
     )

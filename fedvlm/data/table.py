@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedvlm.data.chats import ANSWER, MESSAGES, split_messages, to_text
 from fedvlm.errors import DataError
 
 IMAGE_KEYS = ("image", "file_name", "filename", "file", "path", "image_path", "image_name")
-CAPTION_KEYS = ("caption", "text", "comment")
+CAPTION_KEYS = ("caption", "text", "comment", "answer")
 LABEL_KEYS = ("domain", "topic")
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -273,6 +274,17 @@ def _label(table: Path, record: Record, key: str) -> str:
     return text or "all"
 
 
+def _with_answer(table: Path, record: Record) -> Record:
+    """Part a chat into its last answer and what comes before it."""
+    if not record.values.get(MESSAGES):
+        return record
+    try:
+        before, answer = split_messages(record.values[MESSAGES])
+    except ValueError as error:
+        raise DataError(f"{table}: {record.where}: {error}") from error
+    return Record(record.where, {**record.values, ANSWER: answer, MESSAGES: to_text(before)})
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -284,7 +296,8 @@ def read_table(table: Path) -> list[Row]:
 
     CSV is separated by commas, semicolons, bars or tabs (`.tsv`: tabs), its first line names the
     columns, and quoting is strict. JSON is an array of objects, or an object a line. Names of
-    columns may have capitals and spaces; `IMAGE_KEYS`, `CAPTION_KEYS` are taken in their order.
+    columns may have capitals and spaces; `IMAGE_KEYS`, `CAPTION_KEYS` are taken in their order. A
+    column `messages` holds chats: the last answer of each is its `answer`.
 
     Args:
         table: A file ending in .csv, .tsv, .json or .jsonl, in UTF-8, or in UTF-16 or UTF-32 with
@@ -317,6 +330,7 @@ def checked_rows(table: Path, records: Sequence[Record]) -> list[Row]:
     """
     if not records:
         raise DataError(f"{table}: the table has no rows")
+    records = [_with_answer(table, record) for record in records]
     columns = {key: None for record in records for key in record.values}
     image = _chosen(IMAGE_KEYS, columns) or IMAGE_KEYS[0]
     caption = _chosen(CAPTION_KEYS, columns) or CAPTION_KEYS[0]

@@ -124,12 +124,12 @@ def _data(node: Node) -> str:
 
 
 def _model(node: Node) -> str:
-    from fedvlm.models import load_model, weights_hash
+    from fedvlm.models import load_any, weights_hash
     from fedvlm.models.placement import resolve_device
 
     resolve_device(node.device)
     name = node.model or "embedded"
-    weights = weights_hash(load_model(name).vlm)
+    weights = weights_hash(load_any(name).vlm)
     node.floor.check_model(weights)
     held = "as the floor names it" if node.floor.model else "the floor names none"
     return f"{name}, weights {weights[:12]}…, {held}"

@@ -34,9 +34,9 @@ def weights_of(model: str) -> str:
     Raises:
         ConfigError: There is no such model.
     """
-    from fedvlm.models import load_model, weights_hash
+    from fedvlm.models import load_any, weights_hash
 
-    return weights_hash(load_model(model).vlm)
+    return weights_hash(load_any(model).vlm)
 
 
 def init(folder: Path, terms: Terms, public: list[Public] | None = None) -> Roster:

@@ -15,7 +15,6 @@ from fedvlm.federation.node import Node
 from fedvlm.federation.personal import PersonalPart
 from fedvlm.federation.rules import CoordinateRule, FlexLoRA, rule_of
 from fedvlm.federation.task import Task
-from fedvlm.training import Evaluator
 
 REST, SECOND = "rest", "second-sum"
 """Names in a message's config: vectors that aren't summed, as bytes; whether it asks for the
@@ -156,7 +155,7 @@ class Exchange:
         last = self._number >= task.config.training.rounds
         if len(part) < _LEAST_SCORED or (self._node.data is None and not last):
             return None
-        return Evaluator(task.pairs, {"test": part}, None)(task.model.vlm)["test_one_of_100"]
+        return task.scores({"test": part})[f"test_{task.metric}"]
 
     def _second(self, settings: ConfigRecord) -> tuple[NDArray[np.float32], Told]:
         """Answer the second sum of the round that was trained in, once."""

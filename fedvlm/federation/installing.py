@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedvlm.adapters import AdapterSpec, attach, save_adapter
 from fedvlm.federation.rules import AggregationRule, FedEx, layers_of
 from fedvlm.federation.task import Task
-from fedvlm.models import load_model
+from fedvlm.models import load_any
 from fedvlm.models.vlm import VLM
 
 # Weights as the model was loaded with, by layer: a correction is added to these each time.
@@ -68,7 +68,7 @@ def save_state(task: Task, rule: AggregationRule, state: NDArray[np.float32], fo
         return
     rank = spec.rank + max(rule.sketch.width_of(layer) for layer in rule.sketch.layers)
     wide = AdapterSpec(spec.kind, rank, spec.alpha * rank / spec.rank, spec.targets, spec.tokens)
-    model = load_model(task.config.model.name)
+    model = load_any(task.config.model.name)
     view = attach(model.vlm, wide, task.seed)
     vector = np.zeros(view.size, dtype=np.float32)
     pairs = zip(layers_of(view.layout), rule.sketch.layers, rule.corrections(state), strict=True)

@@ -28,8 +28,10 @@ from fedvlm.federation.roll import own_number
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
     from fedvlm.models import LoadedModel
+    from fedvlm.models.generative import LoadedGenerative
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
+_SHIPPED = (PUBLIC_MODEL, "embedded-vqa")  # models that come with the library
 _PATHS = ("data", "state", "identity", "roster", "he_key")
 _SECRETS = ("identity", "he_key")
 _KEYS = (
@@ -55,7 +57,7 @@ class Node:
         number: Its number in the federation, from 0; -1 where it has none.
         floor: The least that its owner asks for.
         data: Folder of its own pairs; None where the partition deals them out.
-        model: Folder of its base model, or "embedded"; None where the run may name it.
+        model: Folder of its base model, or one that is shipped; None where the run may name it.
         device: Where it trains: auto, cpu, cuda, cuda:N or mps.
         dtype: Precision of its base weights: float32 or bfloat16.
         micro_batch: Pairs whose activations it holds at a time, 0 for a whole step's.
@@ -102,7 +104,7 @@ class Node:
                 f"the run names the data {config.data.source!r}, and a node opens no folder that "
                 "the server chooses; name your own in node.toml",
             )
-        if self.model is None and config.model.name != PUBLIC_MODEL:
+        if self.model is None and config.model.name not in _SHIPPED:
             raise RefusedError(
                 "data",
                 f"the run names the model {config.model.name!r}, and a node loads none that the "
@@ -120,7 +122,7 @@ class Node:
         if self.data is None:
             return load_task(config, client=self.number)
 
-        def check(model: "LoadedModel") -> None:
+        def check(model: "LoadedModel | LoadedGenerative") -> None:
             if self.floor.model:
                 self.floor.check_model(model.hashes.weights)
 
@@ -234,7 +236,7 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     model = settings.pop("model", PUBLIC_MODEL)
-    if model != PUBLIC_MODEL:
+    if model not in _SHIPPED:
         model = str(_there(folder / Path(model).expanduser(), "model"))
     paths = {key: folder / Path(settings[key]).expanduser() for key in _PATHS if key in settings}
     if "data" not in paths:

@@ -1,7 +1,6 @@
 """What a client does under example-level DP, and the plan that client and server share."""
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -21,20 +20,8 @@ from fedvlm.privacy import (
     plan,
 )
 from fedvlm.privacy.dpsgd import DPSGDSettings, train_privately
-from fedvlm.privacy.losses import (
-    Batch,
-    GroupedInfoNCE,
-    PrivateLoss,
-    Repaired,
-    bank,
-    examples,
-    group_batch,
-)
 from fedvlm.privacy.skellam import SkellamMechanism, plan_skellam
 from fedvlm.seeds import ExperimentSeed
-
-_BANK = 256
-_PLACES = 8
 
 
 def noise_source(config: Config, *purpose: str | int) -> NoiseSource:
@@ -147,33 +134,6 @@ def all_pairs(task: Task) -> int:
     return sum(len(part) for part in task.splits.clients)
 
 
-def _loss(
-    task: Task, own: NDArray[np.int64], settings: DPSGDSettings
-) -> tuple[PrivateLoss, Callable[[NDArray[np.int64]], Batch]]:
-    """Choose a loss: a bank where the data has public pairs, else InfoNCE in fixed groups."""
-    public = task.splits.public
-    if len(public):
-        chosen = np.sort(task.seed.numpy("bank").permutation(public)[:_BANK])
-        loss = bank(task.model.vlm, task.pairs, chosen)
-        repair = task.repair
-        if repair is None:
-            return loss, lambda rows: examples(task.pairs, own[rows])
-
-        def with_extras(rows: NDArray[np.int64]) -> Batch:
-            batch = examples(task.pairs, own[rows])
-            return batch | {"extras": repair.extras(task.model.vlm, own[rows], batch["image"])}
-
-        return Repaired(loss, repair), with_extras
-    if task.repair is not None:
-        raise ConfigError(
-            "a mitigation under example-level DP contrasts with public pairs, and the data has none"
-        )
-    groups = max(1, round(settings.expected_batch / (_PLACES / 2)))
-    return GroupedInfoNCE(), lambda rows: group_batch(
-        task.pairs, own[rows], groups, _PLACES, task.seed
-    )
-
-
 def train_with_dp(
     task: Task, client: int, server_round: int, ledger: NodeLedger, session: str
 ) -> None:
@@ -192,7 +152,7 @@ def train_with_dp(
     config = task.config
     settings = example_settings(config, all_pairs(task))
     own = task.rows(client)
-    loss, make_batch = _loss(task, own, settings)
+    loss, make_batch = task.private_loss(own, settings)
     mechanism = settings.mechanism(loss)
     ledger.answer(config, server_round, session, "example", mechanism, settings.steps)
     # What the loop pays into: the node's own ledger has been charged for all of it.

@@ -12,7 +12,6 @@ from fedvlm.config import Config
 from fedvlm.federation.task import Progress, Task, device_of, load_task
 from fedvlm.files import cache_dir, one_at_a_time, write_text
 from fedvlm.models.placement import side_by_side
-from fedvlm.training import Evaluator, train_adapter
 
 _VERSION = 2  # raise it when training changes: references are then computed anew
 
@@ -52,16 +51,16 @@ def _train(config: Config, client: int | None) -> dict[str, float]:
         proximal_mu=0.0,
     )
     for epoch in range(1, config.training.reference_epochs + 1):
-        train_adapter(
-            task.model.vlm,
-            task.view,
-            task.pairs,
+        task.train_on(
             indices,
             schedule.local_settings(epoch),
             task.seed.numpy("reference", name, epoch),
         )
     parts = {"test": task.splits.test, "ood": task.splits.ood}
-    return Evaluator(task.pairs, parts, None)(task.model.vlm)
+    found = task.scores(parts)
+    return {
+        name: found[f"{name}_{task.metric}"] for name in parts if f"{name}_{task.metric}" in found
+    }
 
 
 def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
@@ -73,7 +72,7 @@ def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
 
     Returns:
         `local_only` (mean over clients), `local_only_best`, `central`, `ood_local_only`,
-        `ood_central`: one of 100, fractions.
+        `ood_central`: by the task's metric, fractions.
     """
     path = cache_dir() / "references" / f"{_key(task)}.json"
     with one_at_a_time(path):
@@ -97,11 +96,11 @@ def _compute(config: Config, progress: Progress) -> dict[str, float]:
             progress("references", len(found), len(order))
     central, local = found[0], found[1:]
     lines = {
-        "local_only": float(np.mean([one["test_one_of_100"] for one in local])),
-        "local_only_best": float(max(one["test_one_of_100"] for one in local)),
-        "central": central["test_one_of_100"],
+        "local_only": float(np.mean([one["test"] for one in local])),
+        "local_only_best": float(max(one["test"] for one in local)),
+        "central": central["test"],
     }
-    if "ood_one_of_100" in central:
-        lines["ood_local_only"] = float(np.mean([one["ood_one_of_100"] for one in local]))
-        lines["ood_central"] = central["ood_one_of_100"]
+    if "ood" in central:
+        lines["ood_local_only"] = float(np.mean([one["ood"] for one in local]))
+        lines["ood_central"] = central["ood"]
     return lines

@@ -23,9 +23,10 @@ class Result:
     """The result of a run.
 
     Attributes:
-        summary: One-of-100 retrieval as fractions: `zero_shot`, `local_only`, `local_only_best`,
-            `federated`, `central` on the test part; `ood_*`, `withheld_*`, `retention_*` likewise.
-            A reference that was not asked for is None.
+        summary: The metric (one-of-100 retrieval, or exact match of answers) as fractions:
+            `zero_shot`, `local_only`, `local_only_best`, `federated`, `central` on the test part;
+            `ood_*`, `withheld_*`, `retention_*` likewise. A reference that was not asked for is
+            None.
         rounds: One entry a round: `round`, every metric, bytes and seconds.
         privacy: `unit`, `epsilon`, `delta`, `noise_multiplier`, or None without DP.
         protection: `name`, `mode`, `parameters` of how updates were summed.
@@ -33,7 +34,8 @@ class Result:
         config: Every setting.
         versions: Versions of the packages that decide a result.
         seed: The experiment's seed.
-        data: Name, number of pairs, fingerprints of data and splits, pairs per client.
+        data: Name, number of pairs, task and metric, fingerprints of data and splits, pairs per
+            client.
         adapter: Kind, number of trained parameters, schema hash.
         seconds: Wall time by phase.
     """
@@ -49,6 +51,11 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """What the summary quotes: `one_of_100`, or `exact_match` of models that answer."""
+        return str(self.data.get("metric", "one_of_100"))
 
     def to_json(self) -> str:
         """Return the result as JSON."""

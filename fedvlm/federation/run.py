@@ -207,19 +207,19 @@ def require_nodes(
 
 
 def _summary(
-    history: list[dict[str, Any]], lines: dict[str, float], personal: bool
+    history: list[dict[str, Any]], lines: dict[str, float], personal: bool, metric: str
 ) -> dict[str, float | None]:
     # Where nodes keep a half, the other one alone is no adapter whose score would mean anything.
     first, last = history[0], {} if personal else history[-1]
     summary: dict[str, float | None] = {
-        "zero_shot": first.get("test_one_of_100"),
+        "zero_shot": first.get(f"test_{metric}"),
         "local_only": lines.get("local_only"),
         "local_only_best": lines.get("local_only_best"),
-        "federated": last.get("test_one_of_100"),
+        "federated": last.get(f"test_{metric}"),
         "central": lines.get("central"),
     }
     for part in ("ood", "withheld", "retention"):
-        key = f"{part}_one_of_100"
+        key = f"{part}_{metric}"
         summary[f"{part}_zero_shot"] = first.get(key)
         summary[f"{part}_federated"] = last.get(key)
     summary["ood_central"] = lines.get("ood_central")
@@ -233,6 +233,7 @@ def _described(task: Task) -> dict[str, Any]:
     parts = {name: len(part) for name, part in task.parts.items()}
     held = task.splits.clients
     public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
+    public |= {"task": task.kind, "metric": task.metric}
     if task.config.privacy.dp != "none":
         mean = task.config.privacy.mean_pairs or sum(map(len, held)) // max(1, len(held))
         return public | {"mean_pairs": mean}
@@ -311,7 +312,7 @@ def run_federation(
         install(task, rule, state)  # a reference may have used this thread's task
     referenced = time.perf_counter()
     result = Result(
-        summary=_summary(history, lines, keeps_personal(config)),
+        summary=_summary(history, lines, keeps_personal(config), task.metric),
         rounds=history,
         privacy=_with_releases(privacy, lines),
         protection=protection,

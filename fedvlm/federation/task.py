@@ -1,124 +1,48 @@
-"""What a party of the federation works on: model, adapter, data and splits."""
+"""A party's task, loaded once a process: model, adapter, data and splits."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedvlm.adapters import FlatView, attach
 from fedvlm.config import Config
-from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
+from fedvlm.data import ImageTextData, Splits, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
+from fedvlm.federation.answering_task import AnsweringTask
 from fedvlm.federation.no_data import NO_DATA, nothing
 from fedvlm.federation.own_data import held_out, own_splits
-from fedvlm.mitigation.repairs import Repair
-from fedvlm.models import LoadedModel, load_model
+from fedvlm.federation.retrieval_task import RetrievalTask
+from fedvlm.federation.work import Task
+from fedvlm.models import LoadedModel, load_any
+from fedvlm.models.generative import LoadedGenerative
 from fedvlm.models.placement import dtype_of, place, resolve_device
 from fedvlm.models.sharing import Placed, shared_copy
 from fedvlm.seeds import ExperimentSeed
-from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
+from fedvlm.training import EncodedPairs
 from fedvlm.training.pooled import with_pooled
+
+__all__ = ["Progress", "Task", "kind_of", "load_own_task", "load_task", "quiet"]
 
 # Models are made one at a time: transformers and peft draw initial values from torch's global
 # generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
-_shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
-_own: dict[tuple[str, str], tuple[ImageTextData, EncodedPairs, Splits]] = {}
+_shared: dict[tuple, tuple[ImageTextData, Any, Splits]] = {}
+_own: dict[tuple[str, str], tuple[ImageTextData, Any, Splits]] = {}
 _bases: dict[tuple, LoadedModel] = {}
 _placed: dict[tuple[torch.device, torch.dtype], Placed] = {}
 _pooled: dict[tuple, tuple[EncodedPairs, EncodedPairs]] = {}
 _local = threading.local()
 
 
-@dataclass(frozen=True)
-class Task:
-    """A model with a fresh adapter, and the data that it is for.
-
-    Attributes:
-        config: The federation's configuration.
-        seed: Its seed.
-        data: Image–caption pairs.
-        pairs: The same as the model sees them.
-        splits: Who holds what.
-        model: The model, with the adapter attached.
-        view: The adapter's trainable parameters as one vector.
-        initial: Shape (P,), float32: the adapter that everybody starts from.
-        own: The pairs of the client whose task it is; None for the server's.
-        repair: What a mitigation adds to each example's loss; None for nothing.
-        inputs: What it is trained and evaluated on: `pairs`, or the features of a frozen tower.
-        held: Those that it holds out, to score an adapter on; None where it holds out none.
-    """
-
-    config: Config
-    seed: ExperimentSeed
-    data: ImageTextData
-    pairs: EncodedPairs
-    splits: Splits
-    model: LoadedModel
-    view: FlatView
-    initial: NDArray[np.float32]
-    own: NDArray[np.int64] | None = None
-    repair: Repair | None = None
-    inputs: EncodedPairs | None = None
-    held: NDArray[np.int64] | None = None
-
-    def rows(self, client: int) -> NDArray[np.int64]:
-        """Return the pairs that a client trains on: its own, or those that it was dealt."""
-        return self.splits.clients[client] if self.own is None else self.own
-
-    def reset(self) -> None:
-        """Put the adapter back to where everybody starts: a thread's task is used again."""
-        self.view.write(self.initial)
-
-    def train(self, client: int, server_round: int) -> float:
-        """Train the adapter in place as a client does in a round; returns its mean loss."""
-        return train_adapter(
-            self.model.vlm,
-            self.view,
-            self.inputs or self.pairs,
-            self.rows(client),
-            self.config.training.local_settings(server_round),
-            self.seed.numpy("client", client, server_round),
-            self.repair,
-        )
-
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        """Evaluates the model on validation, test, OOD, withheld and retention."""
-        return Evaluator(self.inputs or self.pairs, self.parts, self.topic_captions)
-
-    @property
-    def parts(self) -> dict[str, NDArray[np.int64]]:
-        """The parts that a round is evaluated on."""
-        splits = self.splits
-        return {
-            "validation": splits.validation,
-            "test": splits.test,
-            "ood": splits.ood,
-            "withheld": splits.withheld,
-            "retention": splits.retention,
-        }
-
-    @property
-    def topic_captions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Public captions (or all, where none is public) with their topics."""
-        if len(self.data.topic_names) < 2:
-            return None
-        chosen = self.splits.public if len(self.splits.public) else np.arange(len(self.data))
-        rows, first = np.unique(self.pairs.caption_of[chosen], return_index=True)
-        return rows, self.pairs.topics[chosen][first]
-
-
-def load_data(name: str, progress: Progress = quiet) -> ImageTextData:
-    """Load the embedded set, or a folder of one's own."""
-    return load_emoji(progress) if name == "emoji" else load_folder(Path(name))
+def kind_of(model: LoadedModel | LoadedGenerative) -> type[Task]:
+    """Return what a model is for: a generative one answers, a dual encoder retrieves."""
+    return AnsweringTask if isinstance(model, LoadedGenerative) else RetrievalTask
 
 
 def load_task(config: Config, progress: Progress = quiet, client: int | None = None) -> Task:
@@ -145,7 +69,7 @@ def load_task(config: Config, progress: Progress = quiet, client: int | None = N
                 _shared.clear()
                 _shared[where] = nothing()
             elif where not in _shared:
-                data = load_data(config.data.source, progress)
+                data = kind_of(model).load(config.data.source, progress)
                 splits = make_splits(
                     data,
                     ExperimentSeed(config.training.seed),
@@ -155,7 +79,8 @@ def load_task(config: Config, progress: Progress = quiet, client: int | None = N
                     membership=config.data.membership,
                 )
                 _shared.clear()  # one at a time: features are large
-                _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
+                encoded = kind_of(model).encode(data, model, progress, splits.images)
+                _shared[where] = (data, encoded, splits)
             built = _task(config, model, *_shared[where], progress)
         _local.key, _local.task = key, built
     task: Task = _local.task
@@ -194,7 +119,7 @@ def load_own_task(
     config: Config,
     folder: Path,
     model_name: str,
-    check: Callable[[LoadedModel], None] | None = None,
+    check: Callable[[LoadedModel | LoadedGenerative], None] | None = None,
 ) -> Task:
     """Load what a node works on that has data of its own; nothing else is opened.
 
@@ -218,24 +143,25 @@ def load_own_task(
             if where not in _own:
                 data = load_folder(folder)
                 splits = own_splits(data)
-                _own[where] = (data, encode_pairs(data, model, quiet, splits.images), splits)
+                encoded = kind_of(model).encode(data, model, quiet, splits.images)
+                _own[where] = (data, encoded, splits)
             built = _task(config, model, *_own[where], quiet)
         _local.key, _local.task = key, built
     task: Task = _local.task
     return replace(task, own=task.splits.clients[0], held=task.splits.test)
 
 
-def bare_model(name: str) -> LoadedModel:
+def bare_model(name: str) -> LoadedModel | LoadedGenerative:
     """Load a base model without adapter or data.
 
     Raises:
         ConfigError: There is no such model.
     """
     with _lock:
-        return load_model(name)
+        return load_any(name)
 
 
-def bare_schema(config: Config, model: LoadedModel) -> str:
+def bare_schema(config: Config, model: LoadedModel | LoadedGenerative) -> str:
     """Put a run's adapter on a base model and return the hash of its schema.
 
     Raises:
@@ -253,15 +179,27 @@ def _version(name: str) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
-def _base_model(config: Config, name: str) -> LoadedModel:
-    """Load a base model, or share the one that this process holds already."""
+def _base_model(config: Config, name: str) -> LoadedModel | LoadedGenerative:
+    """Load a base model, or share the dual encoder that this process holds already.
+
+    Raises:
+        ConfigError: There is no such model, or a model that answers is asked for off the CPU.
+    """
     if config.server.rule == "fedex":  # writes to the base weights
-        return load_model(name)
+        return load_any(name)
     key = (name, _version(name))
     if key not in _bases:
         _bases.clear()
         _placed.clear()
-        _bases[key] = load_model(name)
+        model = load_any(name)
+        if isinstance(model, LoadedGenerative):
+            if (device_of(config).type, config.training.dtype) != ("cpu", "float32"):
+                raise ConfigError(
+                    "models that answer are trained on the CPU in float32; set training.device = "
+                    '"cpu" and training.dtype = "float32"'
+                )
+            return model
+        _bases[key] = model
     if config.training.dtype != "float32" and _bases[key].vlm.hash_as_loaded is None:
         # Before anything is rounded, and once for all copies.
         _bases[key].vlm.hash_as_loaded = _bases[key].hashes.weights
@@ -313,22 +251,29 @@ def _features(
 
 def _task(
     config: Config,
-    model: LoadedModel,
+    model: LoadedModel | LoadedGenerative,
     data: ImageTextData,
-    pairs: EncodedPairs,
+    pairs: Any,
     splits: Splits,
     progress: Progress,
 ) -> Task:
     seed = ExperimentSeed(config.training.seed)
     view = attach(model.vlm, config.adapter.spec, seed)
     if config.adapter.kind != "prototypes":
+        if isinstance(model, LoadedGenerative):
+            return AnsweringTask(config, seed, data, pairs, splits, model, view, view.read())
         _place(config, model)
         found = _features(config, model, data, pairs, splits, progress)
-        return Task(config, seed, data, pairs, splits, model, view, view.read(), inputs=found)
+        return RetrievalTask(
+            *(config, seed, data, pairs, splits, model, view, view.read()), inputs=found
+        )
     from fedvlm.federation.head_round import plan_reading, prepare
+
+    if not isinstance(model, LoadedModel):  # `attach` has refused it
+        raise ConfigError("prototypes are for dual encoders")
 
     prepare(config, model, data, pairs, splits)
     view = FlatView(model.vlm)
-    task = Task(config, seed, data, pairs, splits, model, view, view.read())
+    task = RetrievalTask(config, seed, data, pairs, splits, model, view, view.read())
     plan_reading(config, task)
     return task

@@ -114,7 +114,8 @@ def _client_alignment(view: View, probe: Probe, who: Candidates) -> tuple[Array,
     )
 
 
-def _by_client(who: Candidates, score: Callable[[int, NDArray[np.bool_]], Array]) -> Array:
+def by_client(who: Candidates, score: Callable[[int, NDArray[np.bool_]], Array]) -> Array:
+    """Score the candidates of each client by themselves; `score` gets its number and its rows."""
     out = np.empty(len(who.indices))
     for client in np.unique(who.clients):
         chosen = who.clients == client
@@ -124,7 +125,7 @@ def _by_client(who: Candidates, score: Callable[[int, NDArray[np.bool_]], Array]
 
 def _average_cosine(view: View, probe: Probe, who: Candidates) -> Array:
     dots, norms, lengths = _client_alignment(view, probe, who)
-    return _by_client(
+    return by_client(
         who,
         lambda k, at: formulas.average_cosine(dots[:, k, at], norms[:, at], lengths[:, k]),
     )
@@ -132,13 +133,13 @@ def _average_cosine(view: View, probe: Probe, who: Candidates) -> Array:
 
 def _gradient_difference(view: View, probe: Probe, who: Candidates) -> Array:
     dots, norms, _ = _client_alignment(view, probe, who)
-    return _by_client(who, lambda k, at: formulas.gradient_difference(dots[:, k, at], norms[:, at]))
+    return by_client(who, lambda k, at: formulas.gradient_difference(dots[:, k, at], norms[:, at]))
 
 
 def _fed_mia(view: View, probe: Probe, who: Candidates) -> Array:
     dots, norms, lengths = _client_alignment(view, probe, who)
     cosines = dots / np.maximum(norms[:, None, :] * lengths[:, :, None], 1e-12)
-    return _by_client(who, lambda k, at: formulas.fed_mia(cosines[:, :, at], k))
+    return by_client(who, lambda k, at: formulas.fed_mia(cosines[:, :, at], k))
 
 
 def _client_margin(view: View, probe: Probe, who: Candidates) -> Array:
@@ -154,7 +155,7 @@ def _client_margin(view: View, probe: Probe, who: Candidates) -> Array:
         ]
         return np.stack(rounds).mean(axis=0)
 
-    return _by_client(who, gain)
+    return by_client(who, gain)
 
 
 ATTACKS = (

@@ -9,8 +9,11 @@ import numpy as np
 from torch import nn
 
 from fedvlm.errors import ProtocolError
+from fedvlm.federation.answering_task import AnsweringTask
 from fedvlm.federation.result import Result
 from fedvlm.federation.task import Progress, Task, load_task, quiet
+from fedvlm.leakage.answer_attacks import ANSWER_ATTACKS
+from fedvlm.leakage.answer_probe import AnswerProbe
 from fedvlm.leakage.attacks import ATTACKS
 from fedvlm.leakage.audit import AuditResult, audit_attacks
 from fedvlm.leakage.canary_audit import CanaryAudit, audit_canaries
@@ -33,14 +36,16 @@ class LeakySplitError(ProtocolError):
     """Members and non-members differ before any training: an audit would measure that."""
 
 
-def blind_baseline(probe: Probe, candidates: Candidates, initial: np.ndarray) -> Interval:
-    """Return the AUC of the untouched backbone's margin, which must cover 0.5.
+def blind_baseline(
+    probe: Probe | AnswerProbe, candidates: Candidates, initial: np.ndarray
+) -> Interval:
+    """Return the AUC of the untouched backbone's confidence, which must cover 0.5.
 
     Raises:
         LeakySplitError: It doesn't, at confidence 99.9 %: members can be told from non-members
             without the model that was trained on them.
     """
-    values = probe.cosines(initial, candidates.indices).margin
+    values = probe.confidence(initial, candidates.indices)
     inside = candidates.membership
     found = auc_interval(values[inside], values[~inside], GUARD_ALPHA)
     if not found.covers(0.5):
@@ -165,13 +170,14 @@ def audit_run(
     here = replace(config.training, device="cpu", dtype="float32")
     task = load_task(replace(config, training=here), progress)
     candidates = distinct(task, candidates_of(task, per_client))
-    probe = Probe(task)
+    answers = isinstance(task, AnsweringTask)
+    probe = AnswerProbe(task) if answers else Probe(task)
     claim = claim_of(result)
     baseline = blind_baseline(probe, candidates, View.from_run(folder, Vantage.V5).initial)
     testable = claim if claim is not None and claim.unit is Unit.SAMPLE else None
     progress("shadows", 0, 1)
     shadows: dict[str, np.ndarray] = {}
-    if len(probe.population):
+    if isinstance(probe, Probe) and len(probe.population):
         # The released adapter is the same for all who hold it: calibrate it once.
         shadows = shadow_scores(View.from_run(folder, Vantage.V4), probe, candidates)
     results, absent = [], {}
@@ -184,8 +190,8 @@ def audit_run(
             continue
         who = candidates.without(view.attacker)
         found = {
-            attack.name: attack(view, probe, who)
-            for attack in ATTACKS
+            attack.name: attack(view, probe, who)  # pyright: ignore[reportArgumentType]
+            for attack in (ANSWER_ATTACKS if answers else ATTACKS)
             if attack.available(view) and _possible(attack.name, probe)
         }
         if view.released is not None:
@@ -211,7 +217,10 @@ def audit_run(
     progress("checks", 0, 1)
     checks = check_run(folder, config, result, share) if stated else None
     progress("reconstruction", 0, 1)
-    rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
+    # Nothing is rebuilt of answers: what they give away word for word, canary strings tell.
+    rebuilt = ()
+    if isinstance(probe, Probe):
+        rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
     identity = _identity(task, probe) | {
         "candidates": len(candidates.indices),
         "decrypted_by": result.protection["parameters"].get("trust"),
@@ -219,7 +228,7 @@ def audit_run(
     return RunAudit(results, absent, baseline, claim, identity, alpha, planted, rebuilt, checks)
 
 
-def _identity(task: Task, probe: Probe) -> dict[str, Any]:
+def _identity(task: Task, probe: Probe | AnswerProbe) -> dict[str, Any]:
     """Name what was audited. Under DP without its data: a hash of them confirms a guess."""
     config = task.config
     public = {
@@ -246,7 +255,7 @@ def _backbone_hash(vlm: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _possible(name: str, probe: Probe) -> bool:
+def _possible(name: str, probe: Probe | AnswerProbe) -> bool:
     """Return whether the model and the data allow an attack at all."""
     if name == "aea":
         return probe.task.model.name == "embedded"

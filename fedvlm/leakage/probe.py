@@ -89,6 +89,11 @@ def distinct(task: Task, candidates: Candidates) -> Candidates:
         task: Gives the images.
         candidates: In random order within a client.
     """
+    if task.kind == "answering":  # nobody looks at pixels: what an image shows is numbered
+        first = np.sort(np.unique(task.data.groups[candidates.indices], return_index=True)[1])
+        return Candidates(
+            candidates.indices[first], candidates.membership[first], candidates.clients[first]
+        )
     seen: set[bytes] = set()
     keep = np.zeros(len(candidates.indices), dtype=bool)
     for start in range(0, len(keep), _BATCH):
@@ -169,6 +174,10 @@ class Probe:
         return self._cached(
             np.asarray(adapter, dtype=np.float32).tobytes(), indices.astype(np.int64).tobytes()
         )
+
+    def confidence(self, adapter: NDArray[np.float32], indices: Indices) -> NDArray[np.float64]:
+        """Return what rises where a pair was trained on: its margin, shape (N,)."""
+        return self.cosines(adapter, indices).margin
 
     def _measure(self, adapter: bytes, rows: bytes) -> Cosines:
         indices = np.frombuffer(rows, dtype=np.int64)

@@ -1,5 +1,7 @@
 """Vision-language models behind one small protocol: the embedded default and Hugging Face's."""
 
+from typing import TYPE_CHECKING
+
 from fedvlm._torchvision import hide_if_broken
 from fedvlm.models.hashing import tokenizer_hash, weights_hash
 from fedvlm.models.processor import (
@@ -11,12 +13,16 @@ from fedvlm.models.processor import (
 )
 from fedvlm.models.vlm import VLM
 
+if TYPE_CHECKING:
+    from fedvlm.models.generative import LoadedGenerative
+
 __all__ = [
     "VLM",
     "ImageInputs",
     "LoadedModel",
     "ModelHashes",
     "Processor",
+    "load_any",
     "load_model",
     "tokenizer_hash",
     "told_apart",
@@ -26,8 +32,26 @@ __all__ = [
 hide_if_broken()
 
 
+def load_any(name: str = "embedded") -> "LoadedModel | LoadedGenerative":
+    """Load a dual encoder or a generative model by name; its `model_type` says which it is.
+
+    Args:
+        name: As for `load_model`; "embedded-vqa" for the small generative model shipped with the
+            library, or a folder or hub name of a generative family.
+
+    Raises:
+        ConfigError: Nothing can be loaded under that name.
+    """
+    if name == "embedded":
+        return load_model(name)
+    from fedvlm.models.generative.embedded import NAME
+    from fedvlm.models.generative.loading import is_generative, load_generative
+
+    return load_generative(name) if name == NAME or is_generative(name) else load_model(name)
+
+
 def load_model(name: str = "embedded") -> LoadedModel:
-    """Load a model by name.
+    """Load a dual encoder by name.
 
     Args:
         name: "embedded" for the small model shipped with the library, or a folder or hub name

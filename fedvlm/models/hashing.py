@@ -12,25 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedvlm.models.vlm import VLM
-
 _PEFT = "base_model.model."
 # How peft and this library's prompt adapter name the layer that they were put around.
 _WRAPPED = (".base_layer.", ".token_embedding.base.")
 _ADDED = (".lora_", ".token_embedding.context")
 
 
-def base_tensors(model: VLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
+def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the base model's saved tensors by the names that they have without an adapter.
 
     Args:
-        model: A `VLM`, or the Hugging Face model inside one; with or without an adapter. LoRA
-            must not be merged.
+        model: A `VLM` or `GenerativeVLM`, or the Hugging Face model inside one; with or without
+            an adapter. LoRA must not be merged.
 
     Yields:
         Name and tensor, in ascending order of the names.
     """
-    module = model.backbone if isinstance(model, VLM) else model
+    module: nn.Module = getattr(model, "backbone", model)  # of a model behind our protocols
     named: dict[str, Tensor] = {}
     for given, tensor in module.state_dict().items():
         name = f".{given.removeprefix(_PEFT)}"
@@ -42,7 +40,7 @@ def base_tensors(model: VLM | nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from sorted(named.items())
 
 
-def weights_hash(model: VLM | nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
     """Hash a model's weights: SHA-256 over every tensor's name, dtype, shape and bytes.
 
     Args:
@@ -61,8 +59,9 @@ def weights_hash(model: VLM | nn.Module) -> str:
         >>> before == weights_hash(layer)
         True
     """
-    if isinstance(model, VLM) and model.hash_as_loaded is not None:
-        return model.hash_as_loaded  # rounded since: which model it is, the checkpoint says
+    held = getattr(model, "hash_as_loaded", None)
+    if held is not None:
+        return held  # rounded since: which model it is, the checkpoint says
     digest = hashlib.sha256(b"fedvlm weights 1\n")
     for name, tensor in base_tensors(model):
         flat = tensor.detach().cpu().contiguous().reshape(-1)

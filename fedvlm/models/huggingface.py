@@ -1,7 +1,8 @@
 """CLIP, SigLIP, SigLIP 2, OpenCLIP and pairs of ViT and BERT, from a folder or the hub."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,12 @@ def _check_pixels(image_processor: Any, config: Any) -> None:
         raise ConfigError("the image processor makes pixels that are not finite: see its image_std")
 
 
-def _tokenizer_of(name: str) -> Any:
-    """Load a tokenizer; transformers makes an empty one up where a folder has none."""
+def tokenizer_of(name: str) -> Any:
+    """Load a tokenizer; transformers makes an empty one up where a folder has none.
+
+    Raises:
+        ConfigError: The folder has none.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(name)
@@ -218,7 +223,7 @@ def _load(name: str) -> LoadedModel:
             check_folder(Path(name))
             if is_openclip(Path(name)):
                 model, config, image_processor = read_openclip(Path(name))
-                processor = HuggingFaceProcessor(_tokenizer_of(name), image_processor, config)
+                processor = HuggingFaceProcessor(tokenizer_of(name), image_processor, config)
                 return LoadedModel(VLM(model), processor, name)
         config = _config_of(name)
         without_dropout(config)
@@ -227,7 +232,7 @@ def _load(name: str) -> LoadedModel:
 
             processor = EmbeddedProcessor(Path(name) / "tokenizer.json")
             return LoadedModel(VLM(read_model(name, config)), processor, name)
-        tokenizer = _tokenizer_of(name)
+        tokenizer = tokenizer_of(name)
         names = ("preprocessor_config.json", "processor_config.json")
         if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in names):
             raise ConfigError("it has no preprocessor_config.json")
@@ -259,6 +264,20 @@ def load_huggingface(name: str) -> LoadedModel:
         ConfigError: In one line: nothing can be loaded from there, the model is of another type,
             or its parts are torn, incomplete or don't belong together.
     """
+    with loading_errors(name) as where:
+        return _load(where)
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[str]:
+    """Find where a model's name leads to, and tell whatever goes wrong there in one line.
+
+    Yields:
+        The folder's path, or the hub's name.
+
+    Raises:
+        ConfigError: There is no such folder, or what was done with it raised.
+    """
     path = Path(name).expanduser()
     is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if path.is_file():
@@ -267,7 +286,7 @@ def load_huggingface(name: str) -> LoadedModel:
         raise ConfigError(f"can't load model {name!r}: there is no such folder")
     where = str(path) if path.is_dir() else name
     try:
-        return _load(where)
+        yield where
     except Exception as error:  # transformers, safetensors, tokenizers, json each raise their own
         if path.is_dir():
             what = f"can't load folder {name!r}"

@@ -1,4 +1,4 @@
-"""A dual encoder's weights, read whole and in float32, or refused in one line.
+"""A model's weights, read whole and in float32, or refused in one line.
 
 transformers fills what a checkpoint lacks with random numbers, leaves out what its configuration
 has no place for, and takes quantised integers for weights. Here each of these is an error: a model
@@ -106,8 +106,10 @@ def _check_files(config: Any, files: list[Path], model_class: Any) -> None:
     if getattr(config, "quantization_config", None):
         raise ConfigError("the checkpoint is quantised; use one in float32, bfloat16 or float16")
     for tower in (config.text_config, config.vision_config):
-        if not 0 < tower.num_hidden_layers <= _MOST_LAYERS:
-            raise ConfigError(f"config.json names {tower.num_hidden_layers} layers in a tower")
+        # Qwen's vision tower calls its layers' number `depth`.
+        layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", 0)
+        if not 0 < layers <= _MOST_LAYERS:
+            raise ConfigError(f"config.json names {layers} layers in a tower")
     for path in files:
         try:
             dtypes = _dtypes(path)
@@ -126,12 +128,13 @@ def _check_files(config: Any, files: list[Path], model_class: Any) -> None:
         )
 
 
-def read_model(name: str, config: Any) -> nn.Module:
+def read_model(name: str, config: Any, *, generative: bool = False) -> nn.Module:
     """Read a model's weights as float32, all of them from the checkpoint.
 
     Args:
         name: A folder, or a name on the hub; call this within `quietly`.
         config: Its configuration.
+        generative: Whether it answers in words, and is no dual encoder.
 
     Returns:
         The model, in evaluation mode.
@@ -141,11 +144,18 @@ def read_model(name: str, config: Any) -> nn.Module:
             than the configuration has places for; the message names the first few.
         OSError: There is nothing under that name.
     """
-    from transformers import MODEL_MAPPING, AutoModel
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_MAPPING,
+        AutoModel,
+        AutoModelForImageTextToText,
+    )
 
+    auto: Any = AutoModelForImageTextToText if generative else AutoModel
+    classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if generative else MODEL_MAPPING
     if Path(name).is_dir():
-        _check_files(config, weight_files(Path(name)), MODEL_MAPPING[type(config)])
-    model, found = AutoModel.from_pretrained(
+        _check_files(config, weight_files(Path(name)), classes[type(config)])
+    model, found = auto.from_pretrained(
         name,
         config=config,
         dtype=torch.float32,

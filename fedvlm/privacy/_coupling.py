@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 from fedvlm.privacy._layerwise import Tap, passes
 from fedvlm.privacy.losses import Batch, PrivateLoss
@@ -23,9 +24,11 @@ _CHECKED: "weakref.WeakKeyDictionary[PrivateLoss, weakref.WeakSet[nn.Module]]" =
 )
 
 
-def _rows(loss: PrivateLoss, vlm: VLM, batch: Batch, taps: list[Tap]) -> list[Tensor]:
+def _rows(
+    loss: PrivateLoss, vlm: VLM | GenerativeVLM, batch: Batch, taps: list[Tap]
+) -> list[Tensor]:
     """Return each row's loss, and its gradient at each layer's output: (B, …) each."""
-    values, calls = passes(lambda: loss(vlm, batch), taps)
+    values, calls = passes(lambda: loss(vlm, batch), taps)  # pyright: ignore[reportArgumentType]
     return [values[:, None], *(call.g.reshape(len(values), -1) for call in calls)]
 
 
@@ -45,7 +48,9 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
     return True
 
 
-def check_rowwise(loss: PrivateLoss, vlm: VLM, batch: Batch, taps: list[Tap]) -> None:
+def check_rowwise(
+    loss: PrivateLoss, vlm: VLM | GenerativeVLM, batch: Batch, taps: list[Tap]
+) -> None:
     """Replace one row by another, and leave it out: the rest must stay as they are.
 
     Once for each loss and model; a batch of one row tells nothing, and the next one is looked at.

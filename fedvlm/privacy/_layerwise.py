@@ -8,6 +8,7 @@ LoRA gets more: W + sBA is put in W's place for the two passes. What reaches the
 layer below is the same, and both factors' gradients follow from the layer's x and g alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 
 # Trained parameters with left (B, T, o) and right (B, T, i): for each example, leftᵀ right is the
@@ -61,8 +63,12 @@ def _lora_tap(lora: Any) -> Tap | None:
     return Tap(lora.base_layer, tuple(p for p in weights if p.requires_grad), lora)
 
 
-def taps_of(vlm: VLM, trained: Sequence[Tensor]) -> list[Tap] | None:
-    """Return the layers that all trained parameters act through, or None where some don't."""
+def taps_of(vlm: VLM | GenerativeVLM, trained: Sequence[Tensor]) -> list[Tap] | None:
+    """Return the layers that all trained parameters act through, or None where some don't.
+
+    A weight that is shared with another module, as words' embeddings are with the last layer, acts
+    through both: a layer alone would tell a part of its gradient.
+    """
     lora_kind: Any = ()
     if hasattr(vlm.backbone, "peft_config"):
         from peft.tuners.lora import Linear as LoraLinear
@@ -82,7 +88,9 @@ def taps_of(vlm: VLM, trained: Sequence[Tensor]) -> list[Tap] | None:
         if tap is not None and tap.trained:
             taps.append(tap)
     held = {id(p) for tap in taps for p in tap.trained}
-    return taps if all(id(p) in held for p in trained) else None
+    owners = Counter(id(p) for m in vlm.modules() for p in m._parameters.values() if p is not None)
+    alone = all(id(p) in held and owners[id(p)] == 1 for p in trained)
+    return taps if alone else None
 
 
 @contextmanager

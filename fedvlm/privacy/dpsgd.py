@@ -19,6 +19,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
 from fedvlm.adapters.flat import FlatView
+from fedvlm.errors import ConfigError
+from fedvlm.models.generative import GenerativeVLM
 from fedvlm.models.vlm import VLM
 from fedvlm.privacy._coupling import check_rowwise
 from fedvlm.privacy._layerwise import clipped_sum, merged, taps_of
@@ -123,7 +125,7 @@ def _sum_by_vmap(
 
 
 def clipped_gradient_sum(
-    vlm: VLM,
+    vlm: VLM | GenerativeVLM,
     view: FlatView,
     loss: PrivateLoss,
     batch: Batch,
@@ -151,10 +153,16 @@ def clipped_gradient_sum(
     Raises:
         ConfigError: The loss says that it is row by row, and is not. That is looked at once for a
             loss and a model: a row is replaced and left out, and the others must stay as they are.
+            Or a model that answers trains parameters outside linear layers.
     """
     batch, weights = loss.units(vlm, batch)
     units = len(pytree.tree_leaves(batch)[0])
     taps = taps_of(vlm, view.parameters) if loss.rowwise else None
+    if taps is None and isinstance(vlm, GenerativeVLM):
+        raise ConfigError(
+            "example-level DP of a model that answers goes layer by layer, and some of what is "
+            "trained isn't a linear layer's; adapt it by lora or ffa-lora, without dropout"
+        )
     total = torch.zeros(view.size, dtype=torch.float64)
     with merged(taps or []):
         for start in range(0, units, physical_batch):
@@ -169,7 +177,7 @@ def clipped_gradient_sum(
                 check_rowwise(loss, vlm, part, taps)
                 sums = clipped_sum(lambda p=part: loss(vlm, p), taps, coefficients)
             else:
-                sums = _sum_by_vmap(vlm, loss, part, coefficients)
+                sums = _sum_by_vmap(vlm, loss, part, coefficients)  # pyright: ignore[reportArgumentType]
             pieces = total.split([p.numel() for p in view.parameters])
             for parameter, piece in zip(view.parameters, pieces, strict=True):
                 if parameter in sums:  # one that no example used has a gradient of zero
@@ -228,7 +236,7 @@ def private_optimizer(view: FlatView, learning_rate: float) -> torch.optim.Optim
 
 
 def train_privately(
-    vlm: VLM,
+    vlm: VLM | GenerativeVLM,
     view: FlatView,
     make_batch: Callable[[NDArray[np.int64]], Batch],
     count: int,

@@ -38,10 +38,10 @@ class PrivateLoss(ABC):
     rowwise: bool = False
 
     @abstractmethod
-    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+    def __call__(self, vlm: Any, batch: Batch) -> Tensor:
         """Return the losses of a batch, shape (B,)."""
 
-    def units(self, vlm: VLM, batch: Batch) -> tuple[Batch, Tensor | None]:
+    def units(self, vlm: Any, batch: Batch) -> tuple[Batch, Tensor | None]:
         """Return what is clipped one by one, and the weights of its clipped gradients.
 
         Args:

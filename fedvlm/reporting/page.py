@@ -8,7 +8,7 @@ from fedvlm.config import config_from
 from fedvlm.federation.result import Result
 from fedvlm.files import write_text
 from fedvlm.reporting.plots import PLOTS, save_plots
-from fedvlm.reporting.tables import SUMMARY_COLUMNS, cost_line, summary_rows
+from fedvlm.reporting.tables import cost_line, summary_columns, summary_rows
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -17,7 +17,7 @@ text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100
 code,pre{background:#f5f5f5;font-size:.85rem}pre{padding:.8rem;overflow:auto}
 """
 _CAPTIONS = {
-    "rounds": "Retrieval by round, with the lines to read it against.",
+    "rounds": "Round by round, with the lines to read it against.",
     "domains": "By the designer of the test image; no client saw that designer's drawing of it.",
     "bytes": "What one client sent and received.",
 }
@@ -50,7 +50,7 @@ def write_report(result: Result, folder: Path) -> Path:
         f"<title>fedvlm: {html.escape(result.data['name'])}, seed {result.seed}</title>",
         f"<style>{_STYLE}</style></head><body><h1>Federation over {config.data.clients} "
         f"clients, {len(result.rounds) - 1} rounds</h1>",
-        _table(list(SUMMARY_COLUMNS), summary_rows(result)),
+        _table(list(summary_columns(result)), summary_rows(result)),
         f"<p>{html.escape(_NOTE)}</p><p>{html.escape(cost_line(result))}</p>",
     ]
     for name in PLOTS:

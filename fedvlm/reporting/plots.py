@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from fedvlm.federation.result import Result
 from fedvlm.files import whole_file
+from fedvlm.reporting.tables import METRICS
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED = (
     "#000000",
@@ -16,6 +17,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED = (
     "#0072B2",
     "#D55E00",
 )
+_ROUND_LABELS = {
+    "one_of_100": "image → caption, one of 100 (%)",
+    "exact_match": "exact match of answers (%)",
+}
 _REFERENCES = (
     ("central", "central", GREEN, "--"),
     ("local_only_best", "local only, best", ORANGE, ":"),
@@ -29,12 +34,12 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def plot_rounds(result: Result, ax: Axes | None = None) -> Axes:
-    """Plot retrieval by round with the reference lines."""
+    """Plot the test's metric by round with the reference lines."""
     ax = _axes(ax)
     rounds = [entry["round"] for entry in result.rounds]
     series = (("test", "federated", BLUE, "o"), ("ood", "federated, OOD designer", SKY, "s"))
     for part, label, colour, marker in series:
-        key = f"{part}_one_of_100"
+        key = f"{part}_{result.metric}"
         if key in result.rounds[0]:
             values = [100 * entry[key] for entry in result.rounds]
             ax.plot(rounds, values, color=colour, marker=marker, label=label)
@@ -42,7 +47,7 @@ def plot_rounds(result: Result, ax: Axes | None = None) -> Axes:
         value = result.summary.get(key)
         if value is not None:
             ax.axhline(100 * value, color=colour, linestyle=style, linewidth=1.2, label=label)
-    ax.set(xlabel="round", ylabel="image → caption, one of 100 (%)", ylim=(0, 100))
+    ax.set(xlabel="round", ylabel=_ROUND_LABELS[result.metric], ylim=(0, 100))
     ax.set_xticks(rounds)
     ax.grid(alpha=0.25)
     if ax.get_legend_handles_labels()[0]:  # a server without data draws no line
@@ -63,7 +68,7 @@ def plot_domains(result: Result, ax: Axes | None = None) -> Axes:
         values = [100 * entry[f"domain_{name}"] for name in names]
         bars = ax.bar([p + shift for p in places], values, 0.38, color=colour, label=label)
         ax.bar_label(bars, fmt="%.0f", fontsize=8)
-    ax.set(ylabel="one of 100 (%)", xlabel="domain of the test image", ylim=(0, 100))
+    ax.set(ylabel=f"{METRICS[result.metric]} (%)", xlabel="domain of the test image", ylim=(0, 100))
     ax.set_xticks(list(places), names)
     ax.legend(fontsize=8)
     return ax

@@ -26,13 +26,19 @@ def summary_rows(result: Result) -> list[list[str]]:
     return [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 
-SUMMARY_COLUMNS = (
-    "one of 100, %",
-    "test",
-    "out of distribution",
-    "concepts nobody holds",
-    "public concepts (forgetting)",
-)
+METRICS = {"one_of_100": "one of 100", "exact_match": "exact match"}
+"""What people call a result's metric."""
+
+
+def summary_columns(result: Result) -> tuple[str, ...]:
+    """Return the header of `summary_rows`."""
+    return (
+        f"{METRICS[result.metric]}, %",
+        "test",
+        "out of distribution",
+        "concepts nobody holds",
+        "public concepts (forgetting)",
+    )
 
 
 def summary_table(result: Result) -> Table:
@@ -43,8 +49,9 @@ def summary_table(result: Result) -> Table:
         f"{len(result.rounds) - 1} rounds, {config.protection.protect} aggregation, "
         f"seed {result.seed}"
     )
-    table.add_column(SUMMARY_COLUMNS[0])
-    for column in SUMMARY_COLUMNS[1:]:
+    first, *others = summary_columns(result)
+    table.add_column(first)
+    for column in others:
         table.add_column(column, justify="right")
     for row in summary_rows(result):
         table.add_row(*row, style="bold" if row[0] == "federated" else None)

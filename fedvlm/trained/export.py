@@ -6,8 +6,10 @@ from pathlib import Path
 
 from fedvlm.adapters import merge
 from fedvlm.errors import ConfigError, DataError, IntegrityError
-from fedvlm.models import load_model, weights_hash
+from fedvlm.models import load_any, weights_hash
 from fedvlm.models.embedded import EmbeddedProcessor, checkpoint_dir
+from fedvlm.models.generative.embedded import NAME as EMBEDDED_ANSWERING
+from fedvlm.models.generative.processor import HuggingFaceAnswers
 from fedvlm.models.huggingface import STEM_KEY, HuggingFaceProcessor
 from fedvlm.models.weights import quietly
 from fedvlm.trained.model import TrainedModel
@@ -30,7 +32,8 @@ def export_merged(trained: TrainedModel, out: str | Path) -> Path:
         model does.
 
     Raises:
-        ConfigError: The adapter is no LoRA, or the folder holds something.
+        ConfigError: The adapter is no LoRA, the model can't stand alone, or the folder holds
+            something.
         DataError: The folder can't be written.
         IntegrityError: What was written isn't what was meant.
     """
@@ -43,13 +46,18 @@ def export_merged(trained: TrainedModel, out: str | Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; choose another")
     model = trained.model
+    if model.name == EMBEDDED_ANSWERING:
+        raise ConfigError(
+            "the embedded generative model stands on a stem that no folder of transformers has; "
+            "use adapter/ with fedvlm.adapters.load_adapter"
+        )
     merge(model.vlm)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
             folder = Path(name) / "model"
             _write(trained, folder)
-            if weights_hash(load_model(str(folder)).vlm) != weights_hash(model.vlm):
+            if weights_hash(load_any(str(folder)).vlm) != weights_hash(model.vlm):
                 raise IntegrityError(f"{out}: the saved weights differ from the merged ones")
             if out.exists():
                 out.rmdir()
@@ -69,5 +77,7 @@ def _write(trained: TrainedModel, folder: Path) -> None:
         if isinstance(model.processor, HuggingFaceProcessor):
             model.processor.tokenizer.save_pretrained(folder)
             model.processor.image_processor.save_pretrained(folder)
+        if isinstance(model.processor, HuggingFaceAnswers):
+            model.processor.save(Path(model.name), folder)
     if isinstance(model.processor, EmbeddedProcessor):
         shutil.copyfile(checkpoint_dir() / "tokenizer.json", folder / "tokenizer.json")

@@ -7,7 +7,8 @@ from fedvlm.adapters import AdapterSpec, load_adapter
 from fedvlm.config import Config, config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation.result import Result
-from fedvlm.models import LoadedModel, load_model
+from fedvlm.models import LoadedModel, load_any
+from fedvlm.models.generative import LoadedGenerative
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class TrainedModel:
         result: What the run found.
     """
 
-    model: LoadedModel
+    model: LoadedModel | LoadedGenerative
     spec: AdapterSpec
     config: Config
     result: Result
@@ -42,7 +43,7 @@ def load_trained(folder: str | Path) -> TrainedModel:
     if not (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} holds no adapter/: the run saved none")
     config = config_from(result.config)
-    model = load_model(config.model.name)
+    model = load_any(config.model.name)
     spec = load_adapter(model.vlm, folder / "adapter")
     model.vlm.eval()
     return TrainedModel(model, spec, config, result)

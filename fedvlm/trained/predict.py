@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fedvlm.data.images import decode_image
-from fedvlm.errors import ConfigError, DataError
-from fedvlm.models import told_apart
+from fedvlm.errors import ConfigError
+from fedvlm.models import LoadedModel, told_apart
 from fedvlm.models.embedded import EmbeddedProcessor
 from fedvlm.models.stem import IMAGE_SIZE
+from fedvlm.trained.images import read_image
 from fedvlm.trained.model import TrainedModel
 
 _BATCH = 32
@@ -34,15 +34,6 @@ class Prediction:
     text: str
     cosine: float
     share: float
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        return decode_image(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def _pixels(trained: TrainedModel, images: list[Image.Image]) -> dict[str, torch.Tensor]:
@@ -72,21 +63,23 @@ def predict(
         For each image every text, the best first.
 
     Raises:
-        ConfigError: No text, one that is empty or comes twice, or texts that the tokenizer can't
-            tell apart.
+        ConfigError: The model answers and doesn't rank; or no text, one that is empty or comes
+            twice, or texts that the tokenizer can't tell apart.
         DataError: An image is missing or can't be read.
     """
     texts = [text.strip() for text in texts]
     if not texts or not all(texts) or len(set(texts)) < len(texts):
         raise ConfigError(f"give one text or more, none empty, none twice; got {texts}")
     model = trained.model
+    if not isinstance(model, LoadedModel):
+        raise ConfigError("the run's model answers questions and ranks no texts; use fedvlm ask")
     inputs = model.processor.texts(texts)
     told_apart(texts, inputs)
     known = model.vlm.embed(inputs, "text")
     found: list[list[Prediction]] = []
     for start in range(0, len(images), _BATCH):
         paths = [Path(path) for path in images[start : start + _BATCH]]
-        seen = model.vlm.embed(_pixels(trained, [_read(path) for path in paths]), "image")
+        seen = model.vlm.embed(_pixels(trained, [read_image(path) for path in paths]), "image")
         cosines = seen @ known.T
         if not bool(torch.isfinite(cosines).all()):
             raise ConfigError("the model's scores are not finite: its adapter is broken")

@@ -9,8 +9,11 @@ from fedvlm.data import load_folder
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
 from fedvlm.federation.task import load_task
+from fedvlm.models.generative import LoadedGenerative
 from fedvlm.trained.model import TrainedModel
 from fedvlm.training import Evaluator, encode_pairs
+from fedvlm.training.answers import encode_answers
+from fedvlm.training.generation import AnswerEvaluator
 
 
 def evaluate(
@@ -26,7 +29,8 @@ def evaluate(
 
     Returns:
         Metrics by name as in a result's rounds, all fractions, and for a folder `data_pairs` and
-        `data_captions`: how many images were asked, and among how many captions.
+        `data_captions`: how many images were asked, and among how many captions; of a model that
+        answers `data_triples` alone.
 
     Raises:
         ConfigError: The run's data has changed since.
@@ -46,6 +50,10 @@ def evaluate(
         return replace(task, model=model).evaluator(model.vlm)
     own = load_folder(data)
     everything = np.arange(len(own))
+    if isinstance(model, LoadedGenerative):
+        encoded = encode_answers(own, model, progress)
+        found = AnswerEvaluator(encoded, {"data": everything})(model.vlm)
+        return {**found, "data_triples": len(own)}
     pairs = encode_pairs(own, model, progress, everything)
     topics = None
     if len(own.topic_names) > 1:

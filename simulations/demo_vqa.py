@@ -1,0 +1,154 @@
+"""The demo of models that answer: `python -m simulations.demo_vqa [--seeds N] [--out DIR]`.
+
+Runs `configs/demo-vqa.toml` once a seed (a seed that was run already is read from its folder), and
+prints zero-shot, local-only, federated and central accuracy with 95 % intervals over the seeds:
+exact match of greedy answers to questions about images that nobody trained on. Writes table and
+figure for the docs, and the numbers to `simulations/reference/demo-vqa.json`.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvlm.config import config_from, load_config
+from fedvlm.data.questions import KINDS
+from fedvlm.federation import Result, simulate
+from fedvlm.files import whole_file, write_text
+from simulations._student import interval
+
+CONFIG = Path(__file__).parent / "configs" / "demo-vqa.toml"
+_ROWS = (
+    ("zero-shot", "zero_shot"),
+    ("local only, mean of clients", "local_only"),
+    ("local only, best client", "local_only_best"),
+    ("**federated**", "federated"),
+    ("central", "central"),
+    ("unseen designer: zero-shot", "ood_zero_shot"),
+    ("unseen designer: federated", "ood_federated"),
+    ("unseen designer: central", "ood_central"),
+    ("concepts nobody holds: zero-shot", "withheld_zero_shot"),
+    ("concepts nobody holds: federated", "withheld_federated"),
+    ("public concepts: zero-shot", "retention_zero_shot"),
+    ("public concepts: federated (forgetting)", "retention_federated"),
+)
+_COMPARED = ("zero_shot", "local_only", "local_only_best", "central")
+_SHOWN = ("zero_shot", "local_only", "federated", "central")
+
+
+def percent(results: list[Result], key: str) -> list[float]:
+    """Return a summary's value by seed, in percent; NaN where a run has none."""
+    return [math.nan if (v := one.summary.get(key)) is None else 100 * v for one in results]
+
+
+def described(values: list[float]) -> str:
+    """Return mean and half the width of a 95 % interval, in percent."""
+    mean, _, high = interval(values)
+    return f"{mean:.1f} ± {high - mean:.1f}"
+
+
+def table(results: list[Result]) -> str:
+    """Return the summary over seeds as Markdown, in percent."""
+    lines = [f"| exact match, % | {' | '.join(f'seed {r.seed}' for r in results)} | mean ± 95 % |"]
+    lines.append("|---|" + "--:|" * (len(results) + 1))
+    for name, key in _ROWS:
+        values = percent(results, key)
+        cells = " | ".join(f"{value:.1f}" for value in values)
+        lines.append(f"| {name} | {cells} | {described(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(results: list[Result]) -> dict[str, dict[str, float]]:
+    """Return federated less each other, seed by seed, in points: mean and 95 % interval."""
+    found = {}
+    for key in _COMPARED:
+        pairs = zip(percent(results, "federated"), percent(results, key), strict=True)
+        mean, low, high = interval([own - other for own, other in pairs])
+        found[key] = {"mean": mean, "low": low, "high": high}
+    return found
+
+
+def by_kind(results: list[Result]) -> str:
+    """Return exact match by kind of question before and after the federation, as Markdown."""
+    lines = ["| question | zero-shot, % | federated, % |", "|---|--:|--:|"]
+    for kind in KINDS:
+        key = f"test_exact_match_{kind}"
+        if not all(key in one.rounds[0] for one in results):
+            continue
+        ends = [[100 * one.rounds[at][key] for one in results] for at in (0, -1)]
+        lines.append(f"| {kind} | {described(ends[0])} | {described(ends[1])} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """Draw each way of training: mean with its interval, and every seed as a point."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    axes = figure.subplots()
+    labels = ("zero-shot", "local only\n(mean of clients)", "federated", "central")
+    colours = ("#7f7f7f", "#E69F00", "#0072B2", "#009E73")
+    for place, (key, colour) in enumerate(zip(_SHOWN, colours, strict=True)):
+        values = percent(results, key)
+        mean, low, high = interval(values)
+        axes.barh(place, mean, height=0.62, color=colour, alpha=0.85)
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=3)
+        axes.plot(values, [place] * len(values), "o", color="white", mec="black", ms=4, mew=0.7)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("exact match on held-out images, % (mean and 95 % interval over seeds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="number of seeds, at least 2")] = 3,
+    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder for tables and figure")] = Path("docs/figures"),
+    reference: Annotated[Path, typer.Option(help="folder for the numbers")] = (
+        Path("simulations/reference")
+    ),
+) -> None:
+    """Run the demo of models that answer over several seeds and summarise."""
+    if seeds < 2:
+        raise typer.BadParameter("an interval needs at least 2 seeds")
+    results = []
+    for seed in range(seeds):
+        folder = runs / f"demo-vqa-seed-{seed}"
+        config = config_from({"seed": seed}, load_config(CONFIG))
+        if (folder / "result.json").exists() and (
+            config_from(Result.load(folder).config) == config
+        ):
+            results.append(Result.load(folder))
+        else:
+            print(f"seed {seed}", file=sys.stderr, flush=True)
+            results.append(simulate(config, out=folder))
+    text, kinds, gaps = table(results), by_kind(results), differences(results)
+    print(text, kinds, sep="\n")
+    for key, gap in gaps.items():
+        name = key.replace("_", " ")
+        print(
+            f"federated less {name}: {gap['mean']:+.1f} points "
+            f"[{gap['low']:+.1f}, {gap['high']:+.1f}]"
+        )
+    write_text(out / "demo-vqa.md", f"{text}\n{kinds}")
+    draw(results, out / "demo-vqa.svg")
+    numbers = {
+        "config": results[0].config,
+        "seeds": [one.seed for one in results],
+        "summaries": [one.summary for one in results],
+        "last_rounds": [one.rounds[-1] for one in results],
+        "first_rounds": [one.rounds[0] for one in results],
+        "federated_less": gaps,
+        "versions": results[0].versions,
+    }
+    write_text(reference / "demo-vqa.json", json.dumps(numbers, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
