@@ -17,6 +17,7 @@ from fedvlm.federation.roll import FACTS
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
     from fedvlm.models import LoadedModel
+    from fedvlm.models.generative import LoadedGenerative
 
 # How much of a version decides a result. Flower only carries messages, and isn't among them.
 _PARTS = {"fedvlm": 0, "torch": 2, "transformers": 2, "peft": 2, "numpy": 1, "pillow": 1}
@@ -79,7 +80,7 @@ def compare(message: Message, node: Node, config: Config) -> Message:
     return Message(RecordDict({FACTS: ConfigRecord({"same": True})}), reply_to=message)
 
 
-def bare_model_of(node: Node) -> "LoadedModel":
+def bare_model_of(node: Node) -> "LoadedModel | LoadedGenerative":
     """Load a node's base model, and nothing else of it."""
     from fedvlm.federation.task import bare_model
 

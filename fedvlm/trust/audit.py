@@ -10,8 +10,9 @@ import numpy as np
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError, DataError, FedVLMError
+from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.task import load_task
-from fedvlm.models import load_model
+from fedvlm.models import LoadedModel, load_model
 from fedvlm.trained import load_trained
 from fedvlm.trust.columns_fairness import group_columns, tone_columns, twin_columns
 from fedvlm.trust.columns_privacy import membership_columns
@@ -221,6 +222,8 @@ def contexts_of(
     trained = load_trained(folder)
     config = trained.config
     task = load_task(config, progress)
+    if not isinstance(task, RetrievalTask) or not isinstance(trained.model, LoadedModel):
+        raise ConfigError("the audit measures dual encoders; this run's model answers in words")
     if not len(task.data):
         raise ConfigError("the run's server holds no data: there is nothing to audit its model on")
     told = trained.result.data.get("fingerprint")

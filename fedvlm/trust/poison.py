@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedvlm.errors import ConfigError
+from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.task import Task, quiet
 from fedvlm.models.altered import altered_inputs
 from fedvlm.models.processor import ImageInputs
@@ -36,7 +37,7 @@ class _Stamped:
 
 
 @dataclass(frozen=True)
-class PoisonedTask(Task):
+class PoisonedTask(RetrievalTask):
     """An attacker's task: some of its pairs are stamped and captioned with the target.
 
     Attributes:
@@ -73,8 +74,11 @@ def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.
         boost: See `PoisonedTask`.
 
     Raises:
-        ConfigError: The target is no caption of the data, or the client holds no pair.
+        ConfigError: The target is no caption of the data, the client holds no pair, or the model
+            answers in words.
     """
+    if not isinstance(task, RetrievalTask):
+        raise ConfigError("a patch is planted in the pairs of a dual encoder")
     captions = task.data.distinct_captions[0]
     if target not in captions:
         raise ConfigError(f"a backdoor's target must be a caption of the data; got {target!r}")
@@ -93,5 +97,5 @@ def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.
         caption_of=caption_of,
         concepts=concepts,
     )
-    fields = {name: getattr(task, name) for name in Task.__dataclass_fields__}
-    return PoisonedTask(**{**fields, "pairs": pairs}, boost=boost)
+    fields = {name: getattr(task, name) for name in RetrievalTask.__dataclass_fields__}
+    return PoisonedTask(**{**fields, "pairs": pairs, "inputs": None}, boost=boost)
