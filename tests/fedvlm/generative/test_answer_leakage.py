@@ -63,6 +63,7 @@ def test_statistics_are_those_of_each_token_s_distribution(model, questions_fold
         assert np.isnan(found.log_probabilities[place, len(answer) :]).all()
 
 
+@pytest.mark.slow
 def test_planted_strings_are_exposed_and_others_are_not(questions_folder, own_cache):
     """What stands there often is given away, and secrets that nobody planted aren't."""
     model = load_any(NAME)
@@ -91,7 +92,7 @@ def test_planted_strings_are_exposed_and_others_are_not(questions_folder, own_ca
 
     before = measured()
     taught = np.concatenate([np.arange(40), rows])
-    settings = LocalSettings(epochs=12, batch_size=24, learning_rate=2e-2)
+    settings = LocalSettings(epochs=20, batch_size=24, learning_rate=5e-3)
     train_answers(model.vlm, view, encoded, taught, settings, np.random.default_rng(1))
     after = measured()
     assert (after <= math.log2(64) + 1e-9).all()
@@ -106,6 +107,7 @@ def test_canaries_that_can_t_be_drawn_are_refused():
             draw_canaries(repeats, reference, rng)
 
 
+@pytest.mark.slow
 def test_scores_tell_members_of_an_overfitted_model(questions_folder, own_cache):
     """Min-K% and Min-K%++ of what was trained on rise above those of held-out images' answers."""
     model = load_any(NAME)

@@ -79,6 +79,7 @@ def test_likelihoods_do_not_depend_on_the_batch(model, encoded):
     assert together == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_merging_keeps_every_answer(encoded):
     model = load_any(NAME)
     view = attach(model.vlm, AdapterSpec("lora", 4, 8), ExperimentSeed(0))
@@ -158,11 +159,12 @@ def test_federated_with_private_examples_under_secure_aggregation(answering_run,
     spec = load_adapter(loaded.vlm, tmp_path / "run" / "adapter")
     assert spec.kind == "lora"
     # The ledgers hold the whole budget: one round more isn't there.
-    more = config_from({**config.to_dict(), "rounds": 3})
+    more = config_from({"rounds": 3}, config)
     with pytest.raises((ConfigError, BudgetExceeded)):
         simulate(more, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_same_seed_same_adapter(answering_run, tmp_path):
     config = config_from({**answering_run, "model": NAME, "rounds": 1, "protect": "plain"})
     hashes = []
@@ -202,6 +204,7 @@ def test_a_run_is_audited_by_its_answers(answering_run, tmp_path):
     assert found.reconstructions == ()
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_asked_and_exported(answering_run, questions_folder, tmp_path):
     from fedvlm.trained import ask, evaluate, export_merged, load_trained, predict
 

@@ -183,6 +183,7 @@ def test_tokens_of_a_prompt_are_no_prefix_of_prompt_and_answer(family_folder):
     )
 
 
+@pytest.mark.slow
 def test_a_merged_model_stands_alone(family_folder, answering_run, tmp_path):
     """Exported, a run's model is loaded by transformers alone, and says what it said."""
     from fedvlm.trained import export_merged, load_trained
