@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from fedvlm.heads import (
+    Candidates,
     LinearHead,
     hashed_rows,
     head_gradients,
@@ -185,12 +186,13 @@ def _head(
     head, weight = HEADS[cell.epsilon]
     texts = world.text_map(world.texts)
     captions, right = np.unique(world.caption_of[train], return_inverse=True)
+    wanted = Candidates(texts[captions])
     std = cell.std * math.sqrt(head.steps) * head.clip_norm
     trained = release_steps(
         head,
         (world.features.shape[1], texts.shape[1]),
         len(train),
-        lambda w: head_gradients(head, w, world.features[train], texts[captions], right),
+        lambda w: head_gradients(head, w, world.features[train], texts[captions][right], wanted),
         lambda total: total + std * rng.standard_normal(total.shape),
     )
     if cell.noised:

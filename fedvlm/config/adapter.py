@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
 
-KINDS = ("lora", "ffa-lora", "prompt", "feature", "prototypes")
+KINDS = ("lora", "ffa-lora", "prompt", "feature", "prototypes", "head")
+HEADS = ("prototypes", "head")
+"""Kinds that leave both towers as they are, and need sums of bounded terms alone."""
 
 # All the linear layers of both towers by Hugging Face's names. A bare `q_proj` would do too, but
 # says nothing about which tower it hits; the pattern is matched against the full module path.
@@ -22,8 +24,9 @@ class AdapterSpec:
 
     Attributes:
         kind: `lora` (Hu et al. 2021), `ffa-lora` (A frozen: Sun et al. 2024), `prompt` (CoOp:
-            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023) or `prototypes` (a sum of frozen
-            features by caption, in one round).
+            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023), `prototypes` (a sum of frozen
+            features by caption, in one round) or `head` (a linear map of frozen features, one
+            clipped full-batch step a round).
         rank: Rank r of the LoRA factors, at least 1.
         alpha: LoRA's scale is alpha / rank; above 0.
         targets: Where LoRA goes: a regular expression over full module names, or names separated

@@ -1,4 +1,4 @@
-"""What goes together with heads that need one sum, and with noise that clients share."""
+"""What goes together with heads that need sums alone, and with noise that clients share."""
 
 from typing import TYPE_CHECKING
 
@@ -19,37 +19,50 @@ def check_head(config: "SimulationConfig") -> None:
     Raises:
         ConfigError: Saying which setting to change.
     """
-    prototypes = config.adapter == "prototypes"
-    if config.noise == "shared":
-        if config.dp != "example":
-            raise ConfigError(
-                f'noise = "shared" is for dp = "example", got {config.dp!r}; under '
-                'dp = "distributed" clients share their noise anyway'
-            )
-        if not prototypes:
-            raise ConfigError(
-                f'noise = "shared" sums bounded terms of examples; {config.adapter!r} is trained '
-                "by local steps, which are no such sum: one example may move them by anything; "
-                'use adapter = "prototypes", or noise = "own"'
-            )
-        if config.protect not in SECURE:
-            raise ConfigError(
-                'noise = "shared" leaves each client\'s share far too weak to be seen alone; it '
-                f'needs protect = "secagg" or "secagg-active", got {config.protect!r}'
-            )
-    if not prototypes:
+    _check_noise(config)
+    if not config.has_head:
         return
-    if config.rounds != 1:
-        raise ConfigError(f"prototypes are one sum, released once: rounds = 1; got {config.rounds}")
-    if config.dp in ("client", "distributed") or (config.dp == "example" and config.noise == "own"):
+    kind = config.adapter
+    if config.dp == "distributed":
         raise ConfigError(
-            'prototypes take dp = "none", or dp = "example" with noise = "shared"; got '
-            f"dp = {config.dp!r}, noise = {config.noise!r}"
+            f"{kind} are sums of bounded terms of images, whose noise clients can share for each "
+            'image: use dp = "example" with noise = "shared"; got dp = "distributed"'
         )
-    if config.server_optimizer != "fedavg":
+    if kind == "prototypes" and config.rounds != 1:
+        raise ConfigError(f"prototypes are one sum, released once: rounds = 1; got {config.rounds}")
+    if kind == "head" and config.dp == "client":
         raise ConfigError(
-            f"prototypes are a sum, and take server_optimizer = fedavg; got "
+            'at client level a head is released in each of its rounds; use adapter = "prototypes", '
+            'which is released once, or dp = "example"'
+        )
+    if config.adaptive:
+        raise ConfigError("a head's clip is part of how its sum is read; use adaptive = false")
+    allowed = ("fedavg",) if kind == "prototypes" else ("fedavg", "fedavgm")
+    if config.server_optimizer not in allowed:
+        raise ConfigError(
+            f"{kind} is a sum, and takes server_optimizer = {' or '.join(allowed)}; got "
             f"{config.server_optimizer!r}"
         )
-    if config.canaries or config.computes_references:
-        raise ConfigError("prototypes have no canaries and no trained references; take them out")
+    if config.computes_references:
+        raise ConfigError(f"{kind} has no trained references; leave references out")
+
+
+def _check_noise(config: "SimulationConfig") -> None:
+    if config.noise != "shared":
+        return
+    if config.dp != "example":
+        raise ConfigError(
+            f'noise = "shared" is for dp = "example", got {config.dp!r}; under '
+            'dp = "distributed" clients share their noise anyway'
+        )
+    if not config.has_head:
+        raise ConfigError(
+            f'noise = "shared" sums bounded terms of examples; {config.adapter!r} is trained '
+            "by local steps, which are no such sum: one example may move them by anything; "
+            'use adapter = "prototypes" or "head", or noise = "own"'
+        )
+    if config.protect not in SECURE:
+        raise ConfigError(
+            'noise = "shared" leaves each client\'s share far too weak to be seen alone; it '
+            f'needs protect = "secagg" or "secagg-active", got {config.protect!r}'
+        )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config.adapter import DEFAULT_TARGETS, KINDS, AdapterSpec
+from fedvlm.config.adapter import DEFAULT_TARGETS, HEADS, KINDS, AdapterSpec
 from fedvlm.config.head import check_head
 from fedvlm.config.rules import COMPRESSIONS, RULES, SHARES, check_rules
 from fedvlm.config.training import LocalSettings
@@ -61,6 +61,7 @@ _RANGES = {
     "lora_alpha": _Range(1, 1e6),
     "tokens": _Range(1, 1024),
     "head_rows": _Range(2, 1 << 20),
+    "head_rate": _Range(0, 1e6, above=True),
     "rounds": _Range(1, 1_000_000),
     "fraction": _Range(0, 1, above=True),
     "local_epochs": _Range(1, 100_000),
@@ -101,7 +102,7 @@ class SimulationConfig:
         partition: How pairs are dealt out: designer-topic, dirichlet, iid, quantity.
         alpha: Concentration of the Dirichlet draws, above 0; small is skewed.
         membership: "all", or "half": each image is a member by a fair coin, for audits.
-        adapter: lora, ffa-lora, prompt, feature or prototypes.
+        adapter: lora, ffa-lora, prompt, feature, prototypes or head.
         rank: Rank of the LoRA factors.
         lora_alpha: LoRA's scale is lora_alpha / rank.
         targets: Regular expression over module names for LoRA.
@@ -110,6 +111,7 @@ class SimulationConfig:
         head_captions: Captions that the federation declares it may hold, one a line: prototypes
             then have a row for each, and no other caption is summed. Empty hashes captions to
             rows, and infers from the release which hold data.
+        head_rate: Rate of a linear head's steps, over the number of images.
         rounds: Number of rounds, at least 1.
         fraction: Share of clients in each round, in (0, 1].
         local_epochs: Passes of a client over its data in a round.
@@ -178,6 +180,7 @@ class SimulationConfig:
     tokens: int = 4
     head_rows: int = 4096
     head_captions: str = ""
+    head_rate: float = 10.0
     rounds: int = 6
     fraction: float = 1.0
     local_epochs: int = 2
@@ -253,8 +256,13 @@ class SimulationConfig:
     def computes_references(self) -> bool:
         """Whether references are computed: where asked for, and by default without DP."""
         if self.references is None:
-            return self.dp == "none" and self.adapter != "prototypes"
+            return self.dp == "none" and not self.has_head
         return self.references
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the adapter is a head on a frozen model, which needs sums of bounded terms alone."""
+        return self.adapter in HEADS
 
     @property
     def shares_noise(self) -> bool:

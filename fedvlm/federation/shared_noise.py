@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from fedvlm.config import SimulationConfig
 from fedvlm.federation.distributed import DistributedStrategy
-from fedvlm.federation.head_round import shared_mechanism
+from fedvlm.federation.head_plan import shared_mechanism
 from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.roll import Roll
 from fedvlm.privacy import Ledger, Relation

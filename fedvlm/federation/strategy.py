@@ -77,6 +77,12 @@ def inner_strategy(config: SimulationConfig) -> FedAvg:
     """
     common = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
     common |= {"min_train_nodes": 1, "min_available_nodes": 1}
+    if config.adapter == "head":  # a step's rate is the map's, whatever the server's optimiser
+        return FedAvgM(
+            **common,
+            server_learning_rate=config.head_rate,
+            server_momentum=config.server_momentum,
+        )
     if config.server_optimizer == "fedavgm":
         return FedAvgM(
             **common,

@@ -198,9 +198,9 @@ def _task(
 ) -> Task:
     seed = ExperimentSeed(config.seed)
     view = attach(model.vlm, config.adapter_spec(), seed)
-    if config.adapter != "prototypes":
+    if not config.has_head:
         return Task(config, seed, data, pairs, splits, model, view, view.read())
-    from fedvlm.federation.head_round import plan_reading, prepare
+    from fedvlm.federation.head_plan import plan_reading, prepare
 
     prepare(config, model, data, pairs, splits)
     view = FlatView(model.vlm)
