@@ -154,9 +154,8 @@ def _load_own(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> Ad
     kind, tokens = content.get("fedvlm_kind"), content.get("tokens", 4)
     if kind not in ("prompt", "feature"):
         raise ConfigError(
-            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes, head), "
-            f"got "
-            f"{kind!r}"
+            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes, "
+            f"head), got {kind!r}"
         )
     if type(tokens) is not int:
         raise ConfigError(f"tokens must be a whole number, got {tokens!r}")

@@ -261,7 +261,7 @@ class SimulationConfig:
 
     @property
     def has_head(self) -> bool:
-        """Whether the adapter is a head on a frozen model, which needs sums of bounded terms alone."""
+        """Whether the adapter is a head on a frozen model, which needs sums of terms alone."""
         return self.adapter in HEADS
 
     @property

@@ -38,6 +38,9 @@ def term_bound(config: SimulationConfig) -> float:
 def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
     """Plan the noise for the fewest honest clients that may be in a sum, from public facts.
 
+    With `min_clients` above the quorum there are more of them, and each adds less: a round then
+    fails where fewer stay.
+
     Args:
         config: The federation's configuration.
         size: Parameters P of the adapter.
@@ -49,7 +52,9 @@ def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
 
     members = config.cohort
     floor = Policy(integer_plan(members, 1), roster=config.nodes)
-    least = honest_of(floor.sharing(members).quorum, floor.corrupt_members(members))
+    # Every client holds this floor by itself: of fewer there is no sum.
+    fewest = max(floor.sharing(members).quorum, config.min_clients)
+    least = honest_of(fewest, floor.corrupt_members(members))
     return plan_shared_noise(
         config.epsilon,
         config.delta,

@@ -1,5 +1,7 @@
 """Example-level DP with shared noise in a federation: the server decodes one secure sum."""
 
+from typing import Any
+
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
@@ -44,6 +46,11 @@ class SharedNoiseStrategy(DistributedStrategy):
         self.mechanism: SharedNoise = shared_mechanism(config, size)
         self._images = images
         self._start(Ledger("example", config.epsilon, config.delta))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result."""
+        told = {"clip_norm": self.mechanism.clip_norm, "images": self._images}
+        return super().describe() | told
 
     def _decoded(self, total: NDArray, server_round: int, count: int) -> NDArray:
         return self.mechanism.decode(total, count) / self._images

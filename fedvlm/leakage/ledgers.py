@@ -24,7 +24,9 @@ def ledgers_of(folder: Path, config: SimulationConfig) -> list[Ledger]:
     state = Checkpoint.load(folder, config, schema).state
     try:
         text = str(state["privacy"])
-        if config.dp == "example":  # by node; ids of nodes may be any numbers
+        if (
+            config.dp == "example" and not config.shares_noise
+        ):  # by node; ids of nodes may be any numbers
             return [Ledger.from_json(one) for one in json.loads(text).values()]
         if config.dp == "client":
             text = json.loads(text)["ledger"]
