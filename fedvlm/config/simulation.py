@@ -180,7 +180,7 @@ class SimulationConfig:
     tokens: int = 4
     head_rows: int = 4096
     head_captions: str = ""
-    head_rate: float = 10.0
+    head_rate: float = 20.0
     rounds: int = 6
     fraction: float = 1.0
     local_epochs: int = 2

@@ -25,7 +25,6 @@ from fedvlm.privacy.shared_noise import SharedNoise, honest_of, plan_shared_nois
 from fedvlm.training import EncodedPairs
 
 _BATCH = 256
-_ALIKE = 0.7  # of a client's sum, over the root of its images: rows of few images hardly overlap
 _HELD = 1.4  # images of a caption that an image is of, over the mean of all captions
 
 
@@ -196,8 +195,9 @@ def plan_reading(config: SimulationConfig, task: Task) -> None:
     if len(head.declared):
         head.held = max(head.held, _HELD * images / len(head.declared))
     if config.dp == "client":
-        # What clipping leaves of a client's sum is taken from the public mean of their sizes.
-        kept = min(1.0, config.clip_norm / (_ALIKE * math.sqrt(images / config.clients)))
+        # What clipping leaves of a client's sum, from the public mean of their sizes: images of
+        # different captions stand in rows of their own, so that n of them are √n long.
+        kept = min(1.0, config.clip_norm / math.sqrt(images / config.clients))
         head.total, head.std = config.fraction * config.nodes / kept, std / kept
 
 

@@ -283,9 +283,15 @@ def run_federation(
     if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)
         install(task, rule, state)  # a reference may have used this thread's task
+    control: dict[str, float] = {}
+    if config.has_head or config.dp != "none":
+        from fedvlm.federation.control_lines import control_lines
+
+        control = control_lines(task)
+        install(task, rule, state)
     referenced = time.perf_counter()
     result = Result(
-        summary=_summary(history, lines, keeps_personal(config)),
+        summary=_summary(history, lines, keeps_personal(config)) | control,
         rounds=history,
         privacy=_with_releases(privacy, lines),
         protection=protection,

@@ -9,7 +9,7 @@ from fedvlm.config import config_from
 from fedvlm.federation import simulate
 from fedvlm.federation.head_round import summed
 from fedvlm.federation.task import load_task
-from fedvlm.leakage import audit_run
+from fedvlm.leakage.audit_run import audit_run
 from fedvlm.leakage.head_terms import read_feature, term_alignment
 from tests.fedvlm.federation.heads_base import SHARED, two_classes
 
@@ -80,7 +80,7 @@ def test_every_vantage_of_both_heads_is_audited_with_canaries(base, kind, noise,
     found = {(one.vantage, one.attack): one for one in audit.reconstructions}
     told = found["V4", "feature-of-caption"]
     if noise == "none" and kind == "prototypes":
-        assert told.members > 0.999
+        assert told.members > 0.95  # canaries stand in the sums too
         assert told.low > 0.9
         for row in audit.canaries.results:  # without noise each planted direction stands out
             assert row.auc.value > 0.95
