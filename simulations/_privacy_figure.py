@@ -156,7 +156,8 @@ def figure(scores: Scores) -> Figure:
     plot_clients(scores, clients)
     one.set_ylabel("caption is first among 100, %")
     one.set_ylim(0, 85)
-    one.legend(fontsize="x-small", loc="upper right")
+    if one.get_legend_handles_labels()[0]:
+        one.legend(fontsize="x-small", loc="upper right")
     return found
 
 
