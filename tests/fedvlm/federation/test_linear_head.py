@@ -1,6 +1,7 @@
 """A linear head in a federation: rounds of clipped steps, by any protection, and their noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from flwr.app import RecordDict
 
 from fedvlm.adapters.linear_head import TEMPERATURE
 from fedvlm.config import config_from
-from fedvlm.errors import ConfigError, IntegrityError
+from fedvlm.errors import BudgetExceeded, ConfigError, IntegrityError
 from fedvlm.federation import Floor, simulate
 from fedvlm.federation.head_plan import head_of, own_mechanism, shared_mechanism
 from fedvlm.federation.head_round import head_round, image_features, whole_sum
@@ -163,3 +164,60 @@ def test_what_no_rounds_of_clipped_steps_can_meet_is_refused(change, match):
 def test_without_declared_or_public_captions_there_is_nothing_to_learn_by(base):
     with pytest.raises(ConfigError, match="head_captions"):
         load_task(config_from(base | {"head_captions": ""}))
+
+
+@pytest.mark.parametrize("adapter", ["prototypes", "head"])
+def test_one_image_moves_a_clients_integers_by_its_bound_whatever_it_is(base, adapter):
+    """Several captions, doubled rows, one caption for all, NaN, and features beyond the bound."""
+    rng = np.random.default_rng(4)
+    config = config_from(base | {"adapter": adapter, "rounds": 1, "clip_norm": 0.5})
+    task = load_task(config)
+    task.reset()
+    head, bound, scale = head_of(task), 1.0 if adapter == "prototypes" else 0.5, 5000
+    if adapter == "head":
+        task.view.write(30 * rng.normal(size=task.view.size).astype(np.float32))
+    for trial in range(6):
+        rows = np.repeat(rng.permutation(task.rows(0))[:12], 1 + trial % 2)
+        groups, captions = task.pairs.groups.copy(), task.pairs.caption_of.copy()
+        groups[rows] = rng.integers(0, 5, len(rows))  # some images stand there with two captions
+        if trial == 3:
+            captions[rows] = captions[rows[0]]
+        changed = replace(task, pairs=replace(task.pairs, groups=groups, caption_of=captions))
+        features = rng.normal(size=(len(task.pairs.groups), head.width))
+        features /= np.linalg.norm(features, axis=1, keepdims=True) * (1 + 1e-9)
+        features[rows[0]] = np.nan
+
+        def whole(kept, changed=changed, features=features):
+            head.kept[kept.tobytes()] = features[kept]
+            return whole_sum(changed, kept, scale, False)
+
+        everything = whole(rows)
+        for image in np.unique(groups[rows]):
+            moved = (everything - whole(rows[groups[rows] != image])).astype(object)
+            assert sum(int(x) ** 2 for x in moved) <= (scale * bound) ** 2
+        head.kept.clear()
+
+
+def test_a_nodes_own_ledger_refuses_more_rounds_than_were_planned(base):
+    """A server that asks a round too many gets noise from who can't pay, and no images."""
+    config = config_from(base | OWN)
+    task = load_task(config)
+    task.reset()
+    ledger = NodeLedger(Node(0, Floor(), simulated=True), RecordDict())
+    for number in range(1, config.rounds + 1):
+        head_round(task, 0, number, ledger, f"{number}/m")
+    with pytest.raises(BudgetExceeded):
+        head_round(task, 0, config.rounds + 1, ledger, "more/m")
+
+
+def test_more_clients_in_a_sum_need_less_noise_of_each(base):
+    """`min_clients` is every client's own floor, so that their noise may be counted on."""
+    few, all_of_them = (
+        config_from(base | SHARED | {"clients": 10, "min_clients": least}) for least in (0, 10)
+    )
+    noises = [shared_mechanism(config, 642) for config in (few, all_of_them)]
+    assert [noise.least_noised for noise in noises] == [6, 9]
+    assert noises[1].local_variance < 0.7 * noises[0].local_variance
+    from fedvlm.federation.terms import secure_policy
+
+    assert secure_policy(all_of_them, 642).min_clients == 10
