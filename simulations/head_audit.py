@@ -30,7 +30,7 @@ PRIVATE: dict[str, dict[str, Any]] = {
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
     "prototypes": {"rounds": 1},
-    "head": {"rounds": 5},
+    "head": {"rounds": 2},
 }
 
 

@@ -78,11 +78,7 @@ def map_directions(
     features = image_features(task, rows)
     captions, numbers = np.unique(task.pairs.caption_of[rows], return_inverse=True)
     inputs = task.pairs.captions(captions)
-    vlm, vlm.head = task.model.vlm, None
-    try:
-        mapped = head.mapped(vlm.embed(inputs, "text").double().numpy())[numbers]
-    finally:
-        vlm.head = head
+    mapped = _mapped_texts(task, head, captions)[numbers]
     held = np.ones(len(rows), dtype=bool)
     if len(head.declared):
         held = (head.places_of(inputs) >= 0)[numbers]
@@ -98,6 +94,23 @@ def map_directions(
     settings = LinearHead(temperature=TEMPERATURE, clip_norm=task.config.clip_norm)
     weights = head.map.detach().double().numpy()
     return image_directions(settings, weights, features[held][first], right, candidates)
+
+
+def _mapped_texts(
+    task: Task, head: LinearMapHead, captions: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return captions as W takes them; kept, as features are."""
+    key = b"captions" + captions.tobytes()
+    if key not in head.kept:
+        vlm = task.model.vlm
+        vlm.head = None
+        try:
+            head.kept[key] = head.mapped(
+                vlm.embed(task.pairs.captions(captions), "text").double().numpy()
+            )
+        finally:
+            vlm.head = head
+    return head.kept[key]
 
 
 def summed(task: Task, rows: NDArray[np.int64]) -> NDArray[np.float64]:

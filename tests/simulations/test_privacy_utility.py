@@ -75,7 +75,7 @@ def test_the_figure_shows_what_was_run_beside_the_control():
     assert any(label.startswith("public-only control") for label in labels)
     assert any(label.startswith("zero-shot") for label in labels)
     assert not any("gate" in label for label in labels)
-    assert [tick.get_text() for tick in found.axes[0].get_xticklabels()][0] == "no DP"
+    assert next(tick.get_text() for tick in found.axes[0].get_xticklabels()) == "no DP"
     empty = figure({})
     assert len(empty.axes) == 3
 
