@@ -45,6 +45,8 @@ _REACH = 0.02  # Adam's rate times the noise multiplier
 class _Kept(nn.Module):
     """Towers that look up what the real ones gave."""
 
+    texts: Tensor
+
     def __init__(self, vlm: VLM, texts: Tensor) -> None:
         super().__init__()
         self.config = SimpleNamespace(model_type="clip", projection_dim=vlm.embedding_dim)

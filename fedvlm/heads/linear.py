@@ -182,7 +182,8 @@ def train_head(
 def steps_reach(steps: int, momentum: float) -> NDArray[np.float64]:
     """Return what each step's release weighs in W in the end, over the rate: shape (T,)."""
     left = np.arange(steps, 0, -1)
-    return (1 - momentum**left) / (1 - momentum) if momentum else np.ones(steps)
+    weights = (1 - momentum**left) / (1 - momentum)
+    return np.asarray(weights, dtype=np.float64)
 
 
 def control_weight(
