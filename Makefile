@@ -43,7 +43,7 @@ test-slow: $(STAMP) ## the long tests: Ray, SuperLink, whole federations
 	$(BIN)/pytest -m slow $(ARGS)
 
 mutate: $(STAMP) ## put deliberate faults in, one at a time, and list those that no test notices
-	$(BIN)/python -m simulations.mutate --out runs/mutation.json $(ARGS)
+	$(BIN)/python -m simulations.mutate $(ARGS)
 
 docs: $(STAMP) ## build the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

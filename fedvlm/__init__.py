@@ -1,7 +1,7 @@
 """Federated fine-tuning of vision-language models whose protections are real and measured.
 
     import fedvlm
-    result = fedvlm.simulate(fedvlm.SimulationConfig(rounds=3))
+    result = fedvlm.simulate(fedvlm.config_from({"rounds": 3}))
 
 Names are imported when they are first used, so that `import fedvlm` costs nothing.
 """
@@ -21,7 +21,7 @@ from fedvlm.errors import (
 
 if TYPE_CHECKING:
     from fedvlm.adapters import AdapterSpec, FlatView
-    from fedvlm.config import SimulationConfig
+    from fedvlm.config import Config, config_from
     from fedvlm.federation import Result, simulate
     from fedvlm.models import VLM, load_model
 
@@ -31,7 +31,8 @@ _WHERE = {
     "AdapterSpec": "fedvlm.adapters",
     "FlatView": "fedvlm.adapters",
     "Result": "fedvlm.federation",
-    "SimulationConfig": "fedvlm.config",
+    "Config": "fedvlm.config",
+    "config_from": "fedvlm.config",
     "VLM": "fedvlm.models",
     "load_model": "fedvlm.models",
     "simulate": "fedvlm.federation",
@@ -41,6 +42,7 @@ __all__ = [
     "VLM",
     "AdapterSpec",
     "BudgetExceeded",
+    "Config",
     "ConfigError",
     "DataError",
     "DropoutError",
@@ -49,7 +51,7 @@ __all__ = [
     "IntegrityError",
     "ProtocolError",
     "Result",
-    "SimulationConfig",
+    "config_from",
     "load_model",
     "simulate",
 ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedvlm.config import SimulationConfig
+    from fedvlm.config import Config
 
 HOST = 0
 """The client that plants canaries where they are no clients of their own."""
@@ -59,14 +59,14 @@ class Canaries:
         return cls(raw, rng.random(count) < 0.5)
 
     @classmethod
-    def of_run(cls, config: "SimulationConfig", size: int) -> "Canaries":
+    def of_run(cls, config: "Config", size: int) -> "Canaries":
         """Return a run's canaries: all of its parties draw the same from the experiment's seed.
 
         Args:
             config: The run's configuration, with `canaries` above 0.
             size: Parameters P of the adapter.
         """
-        return _of_run(config.canaries, size, config.seed)
+        return _of_run(config.audit.canaries, size, config.training.seed)
 
     @property
     def fingerprint(self) -> str:
@@ -104,7 +104,7 @@ def _of_run(count: int, size: int, seed: int) -> Canaries:
     return Canaries.draw(count, size, ExperimentSeed(seed).numpy("canaries", count, size))
 
 
-def canary_update(config: "SimulationConfig", size: int, client: int) -> NDArray[np.float32]:
+def canary_update(config: "Config", size: int, client: int) -> NDArray[np.float32]:
     """Return what a client that is a canary sends in every round: shape (P,), zero if held out.
 
     Args:
@@ -112,12 +112,12 @@ def canary_update(config: "SimulationConfig", size: int, client: int) -> NDArray
         size: Parameters P of the adapter.
         client: Number of the client, in [clients, nodes).
     """
-    canaries, number = Canaries.of_run(config, size), client - config.clients
-    length = _STRETCH * config.clip_norm * float(canaries.planted[number])
+    canaries, number = Canaries.of_run(config, size), client - config.data.clients
+    length = _STRETCH * config.privacy.clip_norm * float(canaries.planted[number])
     return canaries.directions[number] * np.float32(length)
 
 
-def hidden_in(config: "SimulationConfig", update: NDArray[np.float32]) -> NDArray[np.float32]:
+def hidden_in(config: "Config", update: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return an update with the planted canaries in it, together half as long as itself.
 
     Args:
@@ -129,7 +129,7 @@ def hidden_in(config: "SimulationConfig", update: NDArray[np.float32]) -> NDArra
     return update + canaries.updates(length).sum(axis=0)
 
 
-def canary_gradients(config: "SimulationConfig", size: int) -> NDArray[np.float32]:
+def canary_gradients(config: "Config", size: int) -> NDArray[np.float32]:
     """Return gradients of the planted canaries, for DP-SGD to sample, clip and sum as examples.
 
     Args:
@@ -139,4 +139,4 @@ def canary_gradients(config: "SimulationConfig", size: int) -> NDArray[np.float3
     Returns:
         Shape (planted, P), far beyond the clip norm; a step against them goes along a direction.
     """
-    return -Canaries.of_run(config, size).updates(_STRETCH * config.clip_norm)
+    return -Canaries.of_run(config, size).updates(_STRETCH * config.privacy.clip_norm)

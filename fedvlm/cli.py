@@ -1,4 +1,4 @@
-"""The command line: fedvlm simulate | deploy | audit | report | privacy | infer | data | doctor.
+"""The command line: fedvlm simulate | deploy | audit | trust | report | privacy | infer | data ….
 
 Heavy packages are imported inside the commands, so that `--help` answers at once.
 """
@@ -16,6 +16,7 @@ from fedvlm.cli_trained import register as register_trained
 from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
+from fedvlm.tracking import TRACK_HELP
 
 app = typer.Typer(
     help="Federated fine-tuning of vision-language models, its protections and its leakage.",
@@ -23,10 +24,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The embedded image–caption data.", no_args_is_help=True)
+data_app = typer.Typer(help="The embedded data, and prepared images.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 _state = {"debug": False}
+TRACK = typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
 
 
 def _show_version(asked: bool) -> None:
@@ -79,11 +81,16 @@ def _round_line(entry: dict[str, Any], rounds: int) -> str:
 @app.command()
 def simulate(
     config: Annotated[
-        Path | None, typer.Argument(help="TOML file of flat keys; the defaults without one")
+        Path | None,
+        typer.Argument(help="TOML file of tables or flat keys; the defaults without one"),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one setting")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override one: --set training.rounds=3"),
     ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="list every setting, its default and its range")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="folder for result, figures, adapter and checkpoint")
     ] = None,
@@ -94,12 +101,21 @@ def simulate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the run that --out holds")
     ] = False,
+    track: Annotated[list[str] | None, TRACK] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Run a federation in this process and report what was gained."""
-    from fedvlm.config import SimulationConfig, config_from, load_config
+    """Run a federation in this process and report what was gained.
 
-    chosen = SimulationConfig()
+    `--settings` lists what a TOML file and `--set` may say.
+    """
+    from fedvlm.config import Config, config_from, load_config
+
+    if list_settings:
+        from fedvlm.config.listing import plain
+
+        typer.echo(plain(), nl=False)
+        return
+    chosen = Config()
     if resume:
         if out is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
@@ -117,18 +133,45 @@ def simulate(
     if seed is not None:
         chosen = config_from({"seed": seed}, chosen)
     from fedvlm.federation import simulate as run
+    from fedvlm.federation.lines import Follower
+    from fedvlm.tracking import tracked
 
-    said = out is not None
+    finished = ""
+    if resume and out is not None:
+        from fedvlm.federation.checkpoint import nothing_left
 
-    def on_round(entry: dict[str, Any]) -> None:
-        nonlocal said
-        if not said:  # now that it runs: an error is one line
-            _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
-            said = True
-        _say(_round_line(entry, chosen.rounds))
+        finished = nothing_left(out, chosen)
+    said, follower, status = out is not None, Follower(chosen.training.rounds), ""
 
-    with progress_bars() as progress:
-        result = run(chosen, out=out, resume=resume, progress=progress, on_round=on_round)
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal status
+        if event["event"] == "round":  # before the next one's silence is counted
+            status = follower.after(event)
+        else:
+            list(follower.lines(event))
+
+    with progress_bars() as progress, tracked(track or [], chosen.to_dict()) as take:
+
+        def on_round(entry: dict[str, Any]) -> None:
+            nonlocal said, status
+            if not said:  # now that it runs: an error is one line
+                _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
+                said = True
+            _say(_round_line(entry, chosen.training.rounds) + status)
+            status = ""  # what is told again after a resume has none
+            progress("rounds", entry["round"], chosen.training.rounds)
+            take(entry)
+
+        result = run(
+            chosen,
+            out=out,
+            resume=resume,
+            progress=progress,
+            on_round=on_round,
+            on_event=on_event,
+        )
+    if finished:
+        _say(finished)
     from rich.console import Console
 
     from fedvlm.reporting import cost_line, save_plots, summary_table
@@ -179,7 +222,8 @@ def doctor(
 def data_info(
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """Show where the embedded data comes from: packages, licences, authors, hashes."""
+    """Show where the embedded data comes from, and what is kept of prepared images."""
+    from fedvlm.data import store
     from fedvlm.data._packages import PACKAGES
     from fedvlm.data.emoji import archive_path
 
@@ -196,7 +240,9 @@ def data_info(
         for p in PACKAGES
     ]
     if as_json:
-        typer.echo(json.dumps({"cached": str(path) if path.exists() else None, "packages": rows}))
+        cached = str(path) if path.exists() else None
+        told = {"cached": cached, "packages": rows, "prepared": store.describe()}
+        typer.echo(json.dumps(told))
         return
     from rich.console import Console
     from rich.table import Table
@@ -209,6 +255,20 @@ def data_info(
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(f"rendered: {path}" if path.exists() else "not here yet: fedvlm data fetch")
+    kept = store.describe()
+    size, most = (float(kept[key]) / 1e9 for key in ("bytes", "limit_bytes"))
+    console.print(
+        f"prepared images: {size:.2f} of {most:g} GB in {kept['files']} files of {kept['folder']}; "
+        "fedvlm data clear deletes them"
+    )
+
+
+@data_app.command("clear")
+def data_clear() -> None:
+    """Delete what is kept of prepared images; it is made again where it is needed."""
+    from fedvlm.data import store
+
+    typer.echo(f"{store.clear() / 1e9:.2f} GB freed in {store.stores_dir()}")
 
 
 @data_app.command("fetch")
@@ -241,6 +301,16 @@ def audit(context: typer.Context) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(audit_command)
     raise typer.Exit(command(context.args, prog_name="fedvlm audit", standalone_mode=False) or 0)
+
+
+@app.command(context_settings=_FORWARD)
+def trust(context: typer.Context) -> None:
+    """Measure fairness, robustness and safety of a run beside zero-shot: fedvlm trust DIR."""
+    from fedvlm.trust.cli import trust_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(trust_command)
+    raise typer.Exit(command(context.args, prog_name="fedvlm trust", standalone_mode=False) or 0)
 
 
 @app.command(context_settings=_FORWARD)

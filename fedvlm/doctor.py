@@ -40,6 +40,7 @@ _OPTIONAL = (
         "embedded",
     ),
     ("embedded data: rendering", "resvg_py", "resvg-py", "embedded"),
+    ("data in Hugging Face's forms", "datasets", "datasets", "data"),
 )
 _REQUIRED = ("torch", "flwr", "transformers", "peft", "cryptography", "dp-accounting")
 

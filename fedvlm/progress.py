@@ -9,14 +9,23 @@ from typing import Any
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback of task, what is done and the total; it draws nothing off a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda task, done, total: None
         return
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bars:
         known: dict[str, Any] = {}
 
         def report(task: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from fedvlm.adapters import AdapterSpec, attach
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.federation import Floor
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
@@ -84,7 +84,7 @@ def _embeddings() -> tuple[Tensor, Tensor]:
     return torch.cat(images), texts
 
 
-def _task(config: SimulationConfig) -> Task:
+def _task(config: Config) -> Task:
     images, texts = _embeddings()
     task = load_task(config)
     vlm = VLM(_Kept(task.model.vlm, texts).eval())
@@ -96,7 +96,7 @@ def _task(config: SimulationConfig) -> Task:
     return replace(task, model=model, pairs=pairs, view=view, initial=view.read())
 
 
-def configuration(seed: int, epsilon: float | None, delta: float) -> SimulationConfig:
+def configuration(seed: int, epsilon: float | None, delta: float) -> Config:
     """Return a gate's federation; without DP where ε is None."""
     settings = {**COMMON, "seed": seed}
     if epsilon is None:
@@ -105,27 +105,29 @@ def configuration(seed: int, epsilon: float | None, delta: float) -> SimulationC
     from fedvlm.federation.private_client import example_settings
 
     noise = example_settings(private, 2473).noise_multiplier
-    return replace(private, learning_rate=_REACH / noise)
+    return config_from({"learning_rate": _REACH / noise}, private)
 
 
-def evaluate_gate(config: SimulationConfig) -> dict[str, float]:
+def evaluate_gate(config: Config) -> dict[str, float]:
     """Federate a gate and return one of 100 by part, in percent."""
     task = _task(config)
     current, clients = task.initial, task.splits.clients
     ledgers = [
         NodeLedger(Node(k, Floor(), simulated=True), RecordDict()) for k in range(len(clients))
     ]
-    for number in range(1, config.rounds + 1):
+    for number in range(1, config.training.rounds + 1):
         sent = []
         for client in range(len(clients)):
             task.view.write(current)
             own = replace(task, own=clients[client])
-            if config.dp == "example":
+            if config.privacy.dp == "example":
                 train_with_dp(own, client, number, ledgers[client], f"{number}")
             else:
                 own.train(client, number)
             sent.append(task.view.read())
-        weights = [1.0] * len(sent) if config.dp != "none" else [len(part) for part in clients]
+        weights = (
+            [1.0] * len(sent) if config.privacy.dp != "none" else [len(part) for part in clients]
+        )
         current = np.average(sent, axis=0, weights=weights).astype(np.float32)
     task.view.write(current)
     scores = Evaluator(task.pairs, {name: task.parts[name] for name in PARTS}, None)(task.model.vlm)

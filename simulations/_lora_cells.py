@@ -1,9 +1,8 @@
 """FFA-LoRA in the utility table: whole federations, by the library's own `simulate`."""
 
-from dataclasses import replace
 from typing import Any
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.federation import simulate
 
 PARTS = ("test", "ood", "withheld")
@@ -28,9 +27,7 @@ CLIENT: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-2, "clip_norm": 1.0}
 PROTECT = {"client": "plain", "distributed": "secagg"}
 
 
-def configuration(
-    seed: int, dp: str, epsilon: float | None = None, delta: float = 1e-3
-) -> SimulationConfig:
+def configuration(seed: int, dp: str, epsilon: float | None = None, delta: float = 1e-3) -> Config:
     """Return a federation.
 
     Args:
@@ -47,14 +44,15 @@ def configuration(
     if dp in PROTECT:
         return config_from(settings | CLIENT | {"dp": dp, "protect": PROTECT[dp]})
     config = config_from(settings | EXAMPLE | {"epsilon": epsilon, "delta": delta})
-    if delta == 1e-3 and config.epsilon in RATES:
-        return replace(config, learning_rate=RATES[config.epsilon])
+    if delta == 1e-3 and config.privacy.epsilon in RATES:
+        return config_from({"learning_rate": RATES[config.privacy.epsilon]}, config)
     from fedvlm.federation.private_client import example_settings
 
-    return replace(config, learning_rate=_REACH / example_settings(config, 2473).noise_multiplier)
+    noise = example_settings(config, 2473).noise_multiplier
+    return config_from({"learning_rate": _REACH / noise}, config)
 
 
-def evaluate_lora(config: SimulationConfig) -> dict[str, float]:
+def evaluate_lora(config: Config) -> dict[str, float]:
     """Federate, and return one of 100 by part, in percent."""
     last = simulate(config).rounds[-1]
     return {name: 100 * last[f"{name}_one_of_100"] for name in PARTS}

@@ -18,21 +18,23 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.errors import ConfigError, ProtocolError
 from fedvlm.federation import Result, simulate
 from fedvlm.files import write_text
 from fedvlm.leakage.audit_run import RunAudit, audit_run
 from fedvlm.leakage.vantage import Vantage
 
-BASE = SimulationConfig(
-    clients=5,
-    rank=8,
-    rounds=3,
-    local_epochs=5,
-    membership="half",
-    references=False,
-    transcript=True,
+BASE = config_from(
+    {
+        "clients": 5,
+        "rank": 8,
+        "rounds": 3,
+        "local_epochs": 5,
+        "membership": "half",
+        "references": False,
+        "transcript": True,
+    }
 )
 _DP = {"epsilon": 8.0, "delta": 1e-5}
 # Five clients hide nobody: with a clip norm of 1 the noise wipes the model out, with a small one it
@@ -70,7 +72,7 @@ def _cell(result: Result, audit: RunAudit) -> dict[str, Any]:
     }
 
 
-def run_cell(name: str, out: Path, base: SimulationConfig, per_client: int) -> dict[str, Any]:
+def run_cell(name: str, out: Path, base: Config, per_client: int) -> dict[str, Any]:
     """Run or read one protection's federation and its audit from every vantage.
 
     Raises:
@@ -204,7 +206,7 @@ def main(
     cells, refused = {}, {}
     for name in names:
         try:
-            cells[name] = run_cell(name, out, replace(BASE, seed=seed), per_client)
+            cells[name] = run_cell(name, out, config_from({"seed": seed}, BASE), per_client)
         except (ConfigError, ProtocolError) as error:
             refused[name] = str(error)  # a cell that can't be is named below, the others go on
     show(cells)

@@ -60,7 +60,7 @@ def main(
         folder = runs / f"demo-seed-{seed}"
         config = config_from({"seed": seed}, load_config(CONFIG))
         if (folder / "result.json").exists() and (
-            Result.load(folder).config | {"workers": 0} == config.to_dict()
+            config_from({"workers": 0}, config_from(Result.load(folder).config)) == config
         ):
             results.append(Result.load(folder))
         else:

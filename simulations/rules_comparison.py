@@ -19,7 +19,7 @@ import numpy as np
 import typer
 from matplotlib.axes import Axes
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.config.rules import keeps_personal
 from fedvlm.federation import load_task, simulate
 from fedvlm.files import write_text
@@ -92,7 +92,7 @@ class Cell:
     seconds: float
 
 
-def configuration(size: str, rule: str, alpha: float, seed: int) -> SimulationConfig:
+def configuration(size: str, rule: str, alpha: float, seed: int) -> Config:
     """Return the federation of a cell; references are computed beside the baseline alone."""
     common = {"partition": "dirichlet", "alpha": alpha, "seed": seed, "workers": 1}
     references = {"references": rule == BASELINE}

@@ -51,7 +51,7 @@ class FlatView:
         """Return a copy of the parameters: shape (P,), float32."""
         with torch.no_grad():
             flat = torch.cat([p.detach().reshape(-1).float() for p in self.parameters])
-        return flat.numpy().copy()
+        return flat.cpu().numpy().copy()
 
     def write(self, vector: NDArray[np.float32], schema: str | None = None) -> None:
         """Set the parameters from a vector.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedvlm.adapters.spec import AdapterSpec
-from fedvlm.adapters.targets import matching, unused
+from fedvlm.adapters.targets import matching, resolved, unused
 from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.models.vlm import VLM
@@ -63,7 +63,7 @@ def attach_lora(vlm: VLM, spec: AdapterSpec, seed: ExperimentSeed) -> None:
             "model never uses: nothing is learned there, noise would be added to it, and merging "
             "would change the model; make targets narrower"
         )
-    everything = target_pattern(spec.targets)
+    everything = target_pattern(resolved(vlm.backbone, spec.targets))
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType]  peft takes floats too

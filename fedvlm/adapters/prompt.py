@@ -55,6 +55,10 @@ class PromptContext(nn.Module):
 
     def __init__(self, backbone: Any, tokens: int, generator: torch.Generator) -> None:
         super().__init__()
+        if backbone.config.model_type not in ("clip", "siglip", "siglip2"):
+            raise ConfigError(
+                f"the prompt adapter isn't known to {type(backbone).__name__}; use lora or feature"
+            )
         embeddings = backbone.text_model.embeddings
         base = embeddings.token_embedding
         text = backbone.config.text_config

@@ -11,9 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedvlm.config.adapter import DEFAULT_TARGETS
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
+
+
+def resolved(backbone: Any, targets: str) -> str:
+    """Return targets as they are meant for a model: the default names CLIP's layers alone."""
+    kind = getattr(backbone.config, "model_type", None)
+    if targets.strip() == DEFAULT_TARGETS and kind not in ("clip", "siglip", "siglip2"):
+        return ALL_LINEAR
+    return targets
 
 
 def matching(backbone: nn.Module, targets: str) -> list[str]:
@@ -22,6 +31,7 @@ def matching(backbone: nn.Module, targets: str) -> list[str]:
     Raises:
         ConfigError: There is none, or one that LoRA can't be put around.
     """
+    targets = resolved(backbone, targets)
     pattern = re.compile(target_pattern(targets))
     linear_only = targets.strip() == ALL_LINEAR
     found = []
@@ -42,6 +52,9 @@ def matching(backbone: nn.Module, targets: str) -> list[str]:
 
 def probe_inputs(vlm: VLM, rows: int = 2) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return random inputs that fit a model: for `encode_image` and for `encode_text`."""
+    if vlm.probe is not None:
+        images, texts = vlm.probe(rows)
+        return dict(images), dict(texts)
     config: Any = vlm.backbone.config
     text, vision = config.text_config, config.vision_config
     rng = torch.Generator().manual_seed(0)

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedvlm.config._section import Section, setting
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
 
@@ -69,3 +71,61 @@ class AdapterSpec:
     def picks_for_itself(self) -> bool:
         """Whether unused modules are left out of the targets, and not refused."""
         return self.targets.strip() in (DEFAULT_TARGETS, ALL_LINEAR)
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Section):
+    """The adapter, as a run names it."""
+
+    table: ClassVar[str] = "adapter"
+
+    kind: str = setting(
+        "lora",
+        "What is trained: a low-rank change (lora; ffa-lora with A frozen), context tokens "
+        "(prompt), a gate on the image features (feature), a sum of frozen features by caption "
+        "in one round (prototypes), or a linear map of frozen features, one clipped full-batch "
+        "step a round (head).",
+        choices=KINDS,
+        flat="adapter",
+    )
+    rank: int = setting(16, "Rank of the LoRA factors.", low=1, high=4096)
+    alpha: int = setting(
+        32, "LoRA's scale is adapter.alpha / rank.", low=1, high=1e6, flat="lora_alpha"
+    )
+    targets: str = setting(
+        DEFAULT_TARGETS,
+        "Where LoRA goes: a regular expression over full module names, names separated by "
+        'commas, or "all-linear".',
+    )
+    tokens: int = setting(4, "Context tokens of the prompt adapter.", low=1, high=1024)
+    rows: int = setting(
+        4096,
+        "Rows of the sum that prototypes' captions are hashed to.",
+        low=2,
+        high=1 << 20,
+        flat="head_rows",
+    )
+    captions: str = setting(
+        "",
+        "Captions that the federation declares it may hold, one a line: prototypes then have a "
+        "row for each, and no other caption is summed. Empty hashes captions to rows, and infers "
+        "from the release which hold data.",
+        flat="head_captions",
+    )
+    rate: float = setting(
+        20.0,
+        "Rate of a linear head's steps, over the number of images.",
+        low=0,
+        high=1e6,
+        above=True,
+        flat="head_rate",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.spec
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The adapter's kind and size."""
+        return AdapterSpec(self.kind, self.rank, self.alpha, self.targets, self.tokens, self.rows)

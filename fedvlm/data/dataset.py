@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedvlm.data.blobs import blob_digests
 from fedvlm.data.images import decode_image
 from fedvlm.data.table import shown
 from fedvlm.errors import DataError
@@ -22,7 +23,7 @@ def _numbers(values: Iterable[Hashable]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ImageTextData:
-    """Image–caption pairs in memory; images stay encoded until they are asked for.
+    """Image–caption pairs; images stay encoded, and on disk where they can, until asked for.
 
     Attributes:
         name: What the data is called in results.
@@ -107,7 +108,7 @@ class ImageTextData:
         """
         if self.contents is not None:
             return _numbers(self.contents)
-        return _numbers(hashlib.sha256(blob).digest() for blob in self.encoded)
+        return _numbers(blob_digests(self.encoded))
 
     @cached_property
     def distinct_captions(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -127,8 +128,8 @@ class ImageTextData:
         another way (features, checkpoints) doesn't pass for what is seen now.
         """
         digest = hashlib.sha256()
-        for blob, caption in zip(self.encoded, self.captions, strict=True):
-            digest.update(hashlib.sha256(blob).digest())
+        for blob, caption in zip(blob_digests(self.encoded), self.captions, strict=True):
+            digest.update(blob)
             digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
         for column in (self.concepts, self.domains, self.topics, self.public):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())

@@ -5,22 +5,27 @@ pinned npm packages, rendered here, and cached (`fedvlm data info` shows licence
 """
 
 import hashlib
-import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from fedvlm.data._drawings import (
+    Progress,
+    icon_names,
+    is_blank,
+    normalise,
+    quiet,
+    render_all,
+    require_renderer,
+    svg_of,
+)
 from fedvlm.data._packages import CAPTIONS, PACKAGES, STYLES, Package
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.fetch import fetch, read_json
-from fedvlm.errors import DataError
 from fedvlm.files import cache_dir, one_at_a_time, whole_file
 
 IMAGE_SIZE = 96
@@ -30,12 +35,6 @@ RECIPE = 2  # raise it when rendering changes: the cache is then made anew
 _SKIPPED_GROUPS = ("component", "flags")
 _INDEX = "pairs.json"
 
-Progress = Callable[[str, int, int], None]
-
-
-def quiet(task: str, done: int, total: int) -> None:
-    """Report no progress."""
-
 
 @dataclass(frozen=True)
 class _Concept:
@@ -44,12 +43,7 @@ class _Concept:
     topic: str
 
 
-def _normalise(code: str) -> str:
-    """Drop the variation selectors, which some designers write and others don't."""
-    return "-".join(p for p in code.upper().split("-") if p not in ("FE0F", "FE0E"))
-
-
-def _is_public(code: str) -> bool:
+def is_public(code: str) -> bool:
     """Say whether a concept belongs to the public half, on which the model was pretrained.
 
     Decided by a hash and not by a seed: the shipped checkpoint and every split must agree.
@@ -63,62 +57,10 @@ def _concepts(tarball: Path) -> list[_Concept]:
     topics = {group["order"]: group["message"] for group in groups}
     skipped = {group["order"] for group in groups if group["key"] in _SKIPPED_GROUPS}
     return [
-        _Concept(_normalise(row["hexcode"]), row["label"].lower(), topics[row["group"]])
+        _Concept(normalise(row["hexcode"]), row["label"].lower(), topics[row["group"]])
         for row in sorted(rows, key=lambda row: row.get("order", 0))
         if row.get("group") is not None and row["group"] not in skipped
     ]
-
-
-def _icon_names(tarballs: dict[str, Path]) -> dict[str, list[str]]:
-    """Map a code point to the names that any of the sets gives it (two sets ship no map)."""
-    names: dict[str, list[str]] = {}
-    for tarball in tarballs.values():
-        for code, name in read_json(tarball, "package/chars.json").items():
-            known = names.setdefault(_normalise(code), [])
-            if name not in known:
-                known.append(name)
-    return names
-
-
-def _svg(icons: dict, name: str) -> str | None:
-    """Return the drawing of an icon or of the icon that it is an alias of."""
-    seen = set()
-    while name not in icons["icons"]:
-        if name in seen or name not in icons.get("aliases", {}):
-            return None
-        seen.add(name)
-        name = icons["aliases"][name]["parent"]
-    icon = icons["icons"][name]
-    left, top = icon.get("left", 0), icon.get("top", 0)
-    width = icon.get("width", icons.get("width", 16))
-    height = icon.get("height", icons.get("height", 16))
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
-    )
-
-
-def _render(svgs: list[str]) -> list[bytes]:
-    """Render drawings to PNG on white. Runs in a worker process: resvg keeps the GIL."""
-    import resvg_py
-
-    return [
-        resvg_py.svg_to_bytes(
-            svg_string=svg,
-            background="#ffffff",
-            width=IMAGE_SIZE,
-            height=IMAGE_SIZE,
-            skip_system_fonts=True,
-        )
-        for svg in svgs
-    ]
-
-
-def _is_blank(png: bytes) -> bool:
-    from PIL import Image
-
-    low, high = Image.open(io.BytesIO(png)).convert("L").getextrema()
-    return low == high  # pyright: ignore[reportOperatorIssue]
 
 
 def _drawings(progress: Progress) -> list[tuple[_Concept, Package, str]]:
@@ -128,7 +70,7 @@ def _drawings(progress: Progress) -> list[tuple[_Concept, Package, str]]:
         tarballs[package.name] = fetch(package)
     progress("download", len(PACKAGES), len(PACKAGES))
     concepts = _concepts(tarballs[CAPTIONS.name])
-    names = _icon_names({style.name: tarballs[style.name] for style in STYLES})
+    names = icon_names({style.name: tarballs[style.name] for style in STYLES})
     found = []
     for style in STYLES:
         icons = read_json(tarballs[style.name], "package/icons.json")
@@ -136,7 +78,7 @@ def _drawings(progress: Progress) -> list[tuple[_Concept, Package, str]]:
             # Where no set maps the code point, the CLDR label itself is the usual icon name.
             fallback = re.sub(r"[^a-z0-9]+", "-", concept.caption).strip("-")
             for name in (*names.get(concept.code, ()), fallback):
-                svg = _svg(icons, name)
+                svg = svg_of(icons, name)
                 if svg is not None:
                     found.append((concept, style, svg))
                     break
@@ -145,28 +87,14 @@ def _drawings(progress: Progress) -> list[tuple[_Concept, Package, str]]:
 
 def _build(path: Path, progress: Progress) -> None:
     """Render every pair and write the archive: images as PNG and one JSON index."""
-    try:
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            'resvg-py is not installed; install it with: pip install "fedvlm[embedded]"'
-        ) from error
+    require_renderer()
     drawings = _drawings(progress)
-    chunk = 64
-    chunks = [
-        [svg for _, _, svg in drawings[start : start + chunk]]
-        for start in range(0, len(drawings), chunk)
-    ]
-    pngs: list[bytes] = []
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for rendered in pool.map(_render, chunks):
-            pngs += rendered
-            progress("render", len(pngs), len(drawings))
+    pngs = render_all([svg for _, _, svg in drawings], IMAGE_SIZE, progress)
     rows, blobs, seen = [], [], set()
     for (concept, style, _), png in zip(drawings, pngs, strict=True):
         # Designers reuse one drawing for several code points: keep the first of them only.
         key = (style.domain, hashlib.sha256(png).digest())
-        if key in seen or _is_blank(png):
+        if key in seen or is_blank(png):
             continue
         seen.add(key)
         rows.append([concept.code, concept.caption, concept.topic, style.domain])
@@ -191,7 +119,7 @@ def _read(path: Path) -> ImageTextData:
         concepts=np.array([concepts[row[0]] for row in rows]),
         domains=np.array([domain_names.index(row[3]) for row in rows]),
         topics=np.array([topic_names.index(row[2]) for row in rows]),
-        public=np.array([_is_public(row[0]) for row in rows]),
+        public=np.array([is_public(row[0]) for row in rows]),
         domain_names=domain_names,
         topic_names=topic_names,
         ood_domain=OOD_DOMAIN,

@@ -12,7 +12,7 @@ import math
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """A row before it is checked: values by normalised column name."""
 
     where: str
@@ -143,7 +143,7 @@ def _header(table: Path, text: str) -> tuple[str, list[str]]:
     )
 
 
-def _read_separated(table: Path, text: str) -> Iterator[_Record]:
+def _read_separated(table: Path, text: str) -> Iterator[Record]:
     text = _SEPARATOR_LINE.sub("", text)  # its line break stays, so that lines keep their numbers
     delimiter, header = _header(table, text)
     keys = [_key(cell) for cell in header]
@@ -166,7 +166,7 @@ def _read_separated(table: Path, text: str) -> Iterator[_Record]:
                     f"holds one in double quotes: {shown(delimiter.join(cells))}"
                 )
             _refuse_cut_caption(table, where, header, cells, caption)
-            yield _Record(where, dict(zip(keys, cells, strict=True)))
+            yield Record(where, dict(zip(keys, cells, strict=True)))
     except csv.Error as error:
         raise DataError(
             f"{table}: quotes are wrong somewhere in or after row {max(number, 1)} ({error}); a "
@@ -211,7 +211,7 @@ def _parse(table: Path, text: str, what: str) -> Any:
         raise DataError(f"{table}: {what} is not JSON that can be read: {reason}") from error
 
 
-def _read_json(table: Path, text: str) -> Iterator[_Record]:
+def _read_json(table: Path, text: str) -> Iterator[Record]:
     """Read one array of objects, or an object a line."""
     if text.lstrip().startswith("["):
         objects = _parse(table, text, "the file")
@@ -228,7 +228,7 @@ def _read_json(table: Path, text: str) -> Iterator[_Record]:
         values = {_key(name): value for name, value in one.items()}
         if len(values) != len(one):
             raise DataError(f"{table}: row {number} names a column twice: {shown(list(one))}")
-        yield _Record(f"row {number}", values)
+        yield Record(f"row {number}", values)
 
 
 def _kind(value: Any) -> str:
@@ -250,7 +250,7 @@ def _refuse_unwritable(table: Path, where: str, what: str, text: str) -> None:
             )
 
 
-def _required(table: Path, record: _Record, key: str, what: str) -> str:
+def _required(table: Path, record: Record, key: str, what: str) -> str:
     value = record.values.get(key)
     if not isinstance(value, str | None):
         raise DataError(
@@ -261,7 +261,7 @@ def _required(table: Path, record: _Record, key: str, what: str) -> str:
     return text
 
 
-def _label(table: Path, record: _Record, key: str) -> str:
+def _label(table: Path, record: Record, key: str) -> str:
     value = record.values.get(key)
     if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
         raise DataError(
@@ -299,7 +299,22 @@ def read_table(table: Path) -> list[Row]:
     """
     text = _text(table)
     separated = table.suffix.lower() in (".csv", ".tsv")
-    records = list((_read_separated if separated else _read_json)(table, text))
+    return checked_rows(table, list((_read_separated if separated else _read_json)(table, text)))
+
+
+def checked_rows(table: Path, records: Sequence[Record]) -> list[Row]:
+    """Check rows, wherever they were read from.
+
+    Args:
+        table: What messages name.
+        records: Values by normalised column name, as they were written.
+
+    Returns:
+        The rows in their order, at least one.
+
+    Raises:
+        DataError: As `read_table`.
+    """
     if not records:
         raise DataError(f"{table}: the table has no rows")
     columns = {key: None for record in records for key in record.values}

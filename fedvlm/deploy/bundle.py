@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, for_nodes
+from fedvlm.config.flower import PLACES
 from fedvlm.files import write_text
 
 _PACKAGE = "fedvlm_app"
@@ -52,8 +53,7 @@ def app_files() -> dict[str, bytes]:
     """Return the app's files by their paths; the same for the same version of this library."""
     from fedvlm import __version__
 
-    settings = {"out": "", "identities": "", "resume": False}
-    settings |= SimulationConfig().to_run_config()
+    settings = PLACES | for_nodes(Config())
     # Flower's own pattern of a version is narrower than Python's.
     release = ".".join([*__version__.split("+")[0].split("."), "0", "0"][:3])
     text = _PROJECT.format(version=release, package=_PACKAGE)

@@ -125,7 +125,9 @@ def _data(node: Node) -> str:
 
 def _model(node: Node) -> str:
     from fedvlm.models import load_model, weights_hash
+    from fedvlm.models.placement import resolve_device
 
+    resolve_device(node.device)
     name = node.model or "embedded"
     weights = weights_hash(load_model(name).vlm)
     node.floor.check_model(weights)
@@ -168,6 +170,8 @@ def floor_in_words(floor: Floor) -> str:
         words.append("runs without noise too")
     words.append("adapters " + ", ".join(floor.adapters))
     words.append("this base model only" if floor.model else "any base model")
+    tells = floor.scores and not floor.bounded
+    words.append("its score in a sum" if tells else "no score, in no sum")
     return "; ".join(words)
 
 
@@ -224,11 +228,13 @@ def _app(folder: Path) -> str:
 def _run(folder: Path) -> str:
     config = load_config(folder / "run.toml")
     keys = len(list((folder / "nodes").glob("*.pub")))
-    if keys != config.clients:
+    if keys != config.data.clients:
         raise ConfigError(
-            f"{folder / 'run.toml'} has clients = {config.clients}, and nodes/ holds {keys} keys"
+            f"{folder / 'run.toml'} has data.clients = {config.data.clients}, and nodes/ holds "
+            f"{keys} keys"
         )
-    return f"{config.rounds} rounds, {config.protect}, dp = {config.dp}, data = {config.data}"
+    told = f"{config.training.rounds} rounds, {config.protection.protect}, dp = {config.privacy.dp}"
+    return f"{told}, data = {config.data.source}"
 
 
 def public_of(paths: list[Path]) -> list[Public]:

@@ -1,12 +1,13 @@
-"""`fedvlm deploy init | join | check | register | run`."""
+"""`fedvlm deploy init | join | check | register | unregister | run`."""
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedvlm.errors import ConfigError
+from fedvlm.tracking import TRACK_HELP, tracked
 
 app = typer.Typer(help="A federation between owners, on their own machines.", no_args_is_help=True)
 
@@ -106,6 +107,18 @@ def register(
 
 
 @app.command()
+def unregister(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the server's folder")],
+    node: Annotated[int, typer.Option(help="number of the node, from 1")],
+) -> None:
+    """Let a node take part no more, from now on; its key's file is put aside."""
+    from fedvlm.deploy.run import unregister as tell
+
+    tell(folder, node)
+    typer.echo(f"node {node} can't take part any more; those who stay need a roster without it")
+
+
+@app.command()
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the server's folder")] = Path(),
     settings: Annotated[
@@ -116,11 +129,14 @@ def run(
         bool, typer.Option("--resume", help="go on from the checkpoint in --out")
     ] = False,
     within: Annotated[float, typer.Option(help="longest that it may take, seconds")] = 86_400.0,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
+    ] = None,
 ) -> None:
     """Run what DIR/run.toml says on the SuperLink, and follow it live, by round."""
     from fedvlm.config import config_from, load_config
-    from fedvlm.deploy.run import Follower, follow, start_run
-    from fedvlm.federation.checkpoint import saved_config
+    from fedvlm.deploy.run import Follower, follow, place_of, start_run
+    from fedvlm.federation.checkpoint import nothing_left, saved_config
     from fedvlm.federation.result import Result
     from fedvlm.reporting import write_report
 
@@ -137,8 +153,22 @@ def run(
         raise ConfigError(f"{place} holds a run; --resume goes on with it, another --out keeps it")
     base = saved_config(place) if resume else load_config(folder / "run.toml")
     config = config_from(changes, base)
-    run_id = start_run(folder, config, place, resume)
-    typer.echo(f"run {run_id} of {config.rounds} rounds with {config.clients} nodes, in {place}")
-    follow(folder, run_id, place, Follower(config.rounds), typer.echo, within)
+    if resume and (finished := nothing_left(place, config)):
+        typer.echo(finished)
+        return
+    begin = place_of(place) if resume else 0
+    follower = Follower(config.training.rounds)
+    with tracked(track or [], config.to_dict()) as take:
+        run_id = start_run(folder, config, place, resume)
+        told = f"{config.training.rounds} rounds with {config.data.clients} nodes"
+        typer.echo(f"run {run_id} of {told}, in {place}")
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event.get("event") == "round":
+                take(event["entry"])
+
+        follow(
+            *(folder, run_id, place, follower, typer.echo, within), place=begin, on_event=on_event
+        )
     report = write_report(Result.load(place), place)
     typer.echo(f"saved: {place / 'result.json'}, {report}, {place / 'adapter'}")

@@ -257,6 +257,7 @@ def write_server(
         "clients": terms.clients,
         "protect": terms.protect,
         "model": toml_value(terms.model),
+        "scores": "none" if terms.protect == "he" else "last",
     }
     write_text(folder / "run.toml", texts.RUN_TOML.format_map(settings))
     write_text(folder / "server.json", json.dumps({"server": terms.server}) + "\n")

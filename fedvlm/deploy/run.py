@@ -2,17 +2,19 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, for_nodes
 from fedvlm.deploy.bundle import toml_value, write_app
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
+from fedvlm.federation.lines import Follower
+from fedvlm.federation.server_part import write_server_part
 from fedvlm.federation.watch import FILE
 from fedvlm.files import write_text
 
@@ -21,6 +23,8 @@ _CALL_S = 120.0
 _POLL_S = 0.5
 _ASK_S = 15.0
 _END_S = 20.0
+_LOST_S = 60.0
+_CONNECT_S = 10.0
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -108,84 +112,56 @@ def register(folder: Path) -> list[str]:
                 raise
             lines.append(f"{path.stem}: registered before")
         else:
+            write_text(path.with_suffix(".id"), f"{found.get('node-id')}\n")
             lines.append(f"{path.stem}: registered, Flower's id {found.get('node-id')}")
     return lines
 
 
-def start_run(folder: Path, config: SimulationConfig, out: Path, resume: bool = False) -> str:
+def unregister(folder: Path, number: int) -> None:
+    """Let a node take part no more; its `.pub` is put aside, so that `register` lets none in.
+
+    Args:
+        folder: The server's folder.
+        number: The node's number, from 1.
+
+    Raises:
+        ConfigError: The node was not registered from this folder, or the SuperLink can't be
+            reached.
+    """
+    path = folder / "nodes" / f"node-{number}.id"
+    try:
+        flowers = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{path} isn't there: node {number} was not registered from this folder; flwr "
+            "supernode list shows Flower's ids"
+        ) from None
+    flwr(folder, "supernode", "unregister", str(flowers), SUPERLINK)
+    key = path.with_suffix(".pub")
+    if key.exists():
+        key.replace(path.with_suffix(".left"))
+    path.unlink()
+
+
+def start_run(folder: Path, config: Config, out: Path, resume: bool = False) -> str:
     """Start a run on the SuperLink; returns Flower's id of it.
+
+    Nodes are told what `for_nodes` tells; the rest is written into `out`, for the ServerApp.
 
     Raises:
         ConfigError: The SuperLink can't be reached.
     """
     write_app(folder / "app")  # nodes run this version's and no other
-    settings = config.to_run_config() | {"out": str(out.resolve()), "resume": resume}
+    settings = for_nodes(config) | {"out": str(out.resolve()), "resume": resume}
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not resume:  # an earlier start's end would be taken for this one's
+        (out / FILE).unlink(missing_ok=True)
+    write_server_part(config, out)
     path = out / "run-config.toml"
     write_text(path, "".join(f"{k} = {toml_value(v)}\n" for k, v in settings.items()))
     app = folder / "app"
     found = flwr(folder, "run", str(app), SUPERLINK, "--run-config", str(path.resolve()))
     return str(found["run-id"])
-
-
-@dataclass
-class Follower:
-    """Turns what a run writes down into lines for a person, as it goes.
-
-    Attributes:
-        rounds: Rounds of the run.
-        refused: Node → the codes it refused with.
-        started: When the run began, on this machine's clock.
-    """
-
-    rounds: int
-    refused: dict[str, set[str]] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-    _waiting: tuple[float, list[str]] = (0.0, [])
-
-    def lines(self, event: dict[str, Any]) -> Iterator[str]:
-        """Return the lines that an event is worth."""
-        kind = event.get("event")
-        if kind == "asked":
-            self._waiting = (time.monotonic(), event["nodes"])
-        elif kind == "trip":
-            yield self._trip(event)
-        elif kind == "round" and event["entry"].get("round"):
-            yield self._round(event["entry"])
-
-    def _trip(self, event: dict[str, Any]) -> str:
-        self._waiting = (0.0, [])
-        text = (
-            f"  {event['trip']:<14} asked {len(event['asked'])}, answered {len(event['answered'])}"
-        )
-        for node, why in event["refused"].items():
-            self.refused.setdefault(node, set()).add(why)
-            text += f"; {node} refused: {why}"
-        if event["silent"]:
-            text += f"; silent: {', '.join(event['silent'])}"
-        size = f"{event['upload_bytes'] / 1e6:.2f} MB up, {event['download_bytes'] / 1e6:.2f} down"
-        return f"{text}; {size}; {event['seconds']:.1f} s"
-
-    def _round(self, entry: dict[str, Any]) -> str:
-        spent = time.monotonic() - self.started
-        left = spent / entry["round"] * (self.rounds - entry["round"])
-        text = f"round {entry['round']}/{self.rounds}"
-        if entry.get("abandoned"):
-            text += f": abandoned, {entry['abandoned']}"
-        else:
-            text += f": {entry.get('clients', '?')} nodes summed"
-        if entry.get("epsilon") is not None:
-            text += f", ε {entry['epsilon']:.2f}"
-        if "test_one_of_100" in entry:
-            text += f", test {100 * entry['test_one_of_100']:.1f} %"
-        return f"{text}; about {left:.0f} s left"
-
-    def waiting(self) -> str | None:
-        """Say for whom the run waits, where it does."""
-        since, nodes = self._waiting
-        if not nodes:
-            return None
-        return f"  waiting {time.monotonic() - since:.0f} s for {', '.join(nodes)}"
 
 
 def follow(
@@ -195,6 +171,9 @@ def follow(
     follower: Follower,
     say: Callable[[str], None],
     seconds: float,
+    *,
+    place: int = 0,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> None:
     """Follow a run until it ends.
 
@@ -205,16 +184,19 @@ def follow(
         follower: Makes lines of events.
         say: Takes a line.
         seconds: Longest that it may take in all.
+        place: Where in the run's events this start of it begins.
+        on_event: Called with each event.
 
     Raises:
         ProtocolError: The run failed, or ended without a result.
-        DropoutError: It took too long.
+        DropoutError: It took too long, or the SuperLink is gone.
     """
-    end, place = time.monotonic() + seconds, 0
-    asked, gone = time.monotonic(), 0.0
+    end = time.monotonic() + seconds
+    asked, gone, lost = time.monotonic(), 0.0, 0.0
     while time.monotonic() < end:
         place, events = read_events(out / FILE, place)
         for event in events:
+            on_event(event)
             for line in follower.lines(event):
                 say(line)
             if event.get("event") == "done":
@@ -227,6 +209,12 @@ def follow(
             if waiting:
                 say(waiting)
             status = status_of(folder, run_id)
+            lost = 0.0 if reachable(folder) else lost or time.monotonic()
+            if lost and time.monotonic() - lost > _LOST_S:
+                raise DropoutError(
+                    f"the SuperLink doesn't answer for {_LOST_S:.0f} s; start it again (sh "
+                    "start-server.sh), then deploy run --resume goes on from the last round"
+                )
             # What the app wrote last may be on its way still: ask twice before giving up.
             if status.startswith("finished"):
                 gone = gone or time.monotonic()
@@ -237,6 +225,11 @@ def follow(
                 )
         time.sleep(_POLL_S)
     raise DropoutError(f"run {run_id} took longer than {seconds:.0f} s; raise --within")
+
+
+def place_of(out: Path) -> int:
+    """Return where the events of a run's next start begin: after the last whole line."""
+    return read_events(out / FILE, 0)[0]
 
 
 def read_events(path: Path, place: int) -> tuple[int, list[dict[str, Any]]]:
@@ -258,6 +251,16 @@ def status_of(folder: Path, run_id: str) -> str:
         return str(found["runs"][0]["status"])
     except (ConfigError, KeyError, IndexError):
         return "unknown"
+
+
+def reachable(folder: Path) -> bool:
+    """Return whether somebody listens at the server's address."""
+    host, _, port = server_of(folder).rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _refusals(follower: Follower) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from fedvlm.errors import ProtocolError
 
 log = logging.getLogger("flwr")
 
+# What the SuperLink answers to a node that it doesn't let in; longest and usual wait, in seconds.
+_REFUSED, _AGAIN_S, _PAUSE_S = 412, 120.0, 5.0
 _PULL, _VERIFY = "_pull_and_store_message", "_verify_fab"
 
 
@@ -68,12 +71,62 @@ def pin(module: Any, expected: str) -> None:
     setattr(module, _VERIFY, right)
 
 
+def patient(client: Any, seconds: float) -> None:
+    """Have a SuperNode that comes back after it died wait until its SuperLink lets it in.
+
+    For a minute the SuperLink takes its last process for alive, and refuses another one with the
+    same key; Flower ends then. A key that isn't registered is refused alike: it only ends later.
+
+    Args:
+        client: `flwr.supernode.fleet_http_client.FleetHttpClient`.
+        seconds: Longest to try again.
+    """
+    activate = client.ActivateNode
+
+    def again(self: Any, request: Any) -> Any:
+        end, told = time.monotonic() + seconds, False
+        while True:
+            try:
+                return activate(self, request)
+            except Exception as error:
+                code = getattr(getattr(error, "response", None), "status_code", 0)
+                if code != _REFUSED or time.monotonic() + _PAUSE_S > end:
+                    raise
+            if not told:
+                told = True
+                log.warning(
+                    "the SuperLink doesn't let this node in: its last process is taken for alive, "
+                    "or its key isn't registered; trying again for %.0f s",
+                    seconds,
+                )
+            time.sleep(_PAUSE_S)
+
+    client.ActivateNode = again
+
+
+def _waits(arguments: list[str]) -> float:
+    """Return how long to try again: never longer than its owner waits for a server."""
+    name = "--max-wait-time"
+    for place, word in enumerate(arguments):
+        value = word.removeprefix(f"{name}=") if word.startswith(f"{name}=") else None
+        if word == name and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        if value is not None:
+            try:
+                return min(_AGAIN_S, float(value))
+            except ValueError:
+                break
+    return _AGAIN_S
+
+
 def main() -> None:
     """Start Flower's SuperNode with the app pinned."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.fleet_http_client import FleetHttpClient
 
     pin(start_client_internal, app_hash())
+    patient(FleetHttpClient, _waits(sys.argv[1:]))
     sys.argv[0] = "flower-supernode"
     flower_supernode()
 

@@ -7,6 +7,8 @@ NODE_TOML = """\
 number = {number}                # this node among the others, counted from 0
 data = "data"              # your images and captions: captions.csv with the columns image, caption
 model = {model}         # the base model: "embedded", or a folder of your own
+# device = "cuda"          # where it trains: cpu (the default), auto, cuda, cuda:1, mps
+# dtype = "bfloat16"       # halves the base model; micro_batch = 16 holds fewer pairs at a time
 state = "state"            # where the node counts what it has told; never delete it, never copy it
 {keys}
 # The floor: the least that you ask for. A run that asks for less is refused before your data are
@@ -28,6 +30,10 @@ adapters = ["lora", "ffa-lora", "prompt", "feature"]
 
 # The base model's weights must be these; empty for any.
 model = "{weights}"
+
+# Whether a run may sum up, over all nodes, how well its adapter does on the fifth of your images
+# that no run trains on. Such a sum is an answer that counts. Your own is in state/scores.json.
+scores = true
 
 # Differential privacy. Take the sign # away to refuse runs without noise, and to allow no more
 # than this epsilon in all and for ever, at this delta at most.
@@ -133,23 +139,33 @@ COMPOSE_SERVER = """\
 
 RUN_TOML = """\
 # What is run: `fedvlm deploy run .` sends it to the nodes, and each compares it with its floor.
-# Any setting of `fedvlm simulate` may stand here.
+# Any setting may stand here; `fedvlm simulate --settings` lists them.
 
+[data]
+# The server has no data; every node trains on the folder that its own node.toml names.
+source = "none"
 clients = {clients}
-protect = "{protect}"
+
+[model]
+name = {model}
+
+[training]
 rounds = 6
 
+[protection]
+protect = "{protect}"
 # Fewest nodes in a sum: as many as the nodes' own floors ask for, or they refuse.
 min_clients = 3
 
-# The server has no data; every node trains on the folder that its own node.toml names.
-data = "none"
-model = {model}
-
+[server]
 # Seconds that nodes have to train in a round, to answer each further message, and to come.
 round_timeout = 600.0
 trip_timeout = 120.0
 join_timeout = 120.0
+
+# One accuracy of the images that the nodes hold out, by a sum like that of updates: after the last
+# round, after each, or none (under dp, and in sums under encryption, always none).
+node_scores = "{scores}"
 """
 
 README_SERVER = """\
@@ -161,12 +177,13 @@ It holds no data and needs none. It holds the server's own key and only public t
 2. `sh start-server.sh` starts the SuperLink on 127.0.0.1:{port}; for other machines
    `HOST=0.0.0.0 sh start-server.sh`. The nodes know it as `{host}:{port}`.
 3. In another terminal, once: `fedvlm deploy register .` lets the {clients} nodes in that have a
-   public key in `nodes/`. Nobody else can take part.
+   public key in `nodes/`. Who has no registered key can't take part.
 4. `fedvlm deploy run .` runs what `run.toml` says and follows it. The result, the report and the
    adapter are in `runs/` then.
 
 Keep others than the nodes and yourself from the port by a firewall: Flower lets whoever reaches it
-start runs. A node still holds such a run to its own floor, and runs no other app.
+start runs and register nodes, and a run's ServerApp is code that runs here. A node still holds such
+a run to its own floor, and runs no other app.
 
 `tls/server.key` is secret. `roster.json` has the fingerprint {roster}; every site must have the
 same.

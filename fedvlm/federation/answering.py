@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Error, Message
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.federation.floor import REFUSALS, RefusedError
 from fedvlm.federation.node import Node, node_of, simulated
-from fedvlm.federation.roll import QUERY
+from fedvlm.federation.roll import AGREE, QUERY
 from fedvlm.federation.terms import he_policy, secure_policy, settings_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def protect_client(
     exception may hold data. In a simulation it is raised, and shown.
     """
     try:
-        if message.metadata.message_type.partition(".")[0] == QUERY:
+        kind, _, action = message.metadata.message_type.partition(".")
+        if kind == QUERY and action != AGREE:
             return call_next(message, context)  # the app tells its number there, and nothing else
         node = node_of(context)
         try:
@@ -45,6 +46,10 @@ def protect_client(
         except ConfigError as error:
             raise RefusedError("terms", f"the run's configuration is none: {error}") from error
         node.agree(config)
+        if kind == QUERY:
+            if config.protection.secure:
+                check_members(config, _members(node))
+            return call_next(message, context)
         return _answer(node, config, message, context, call_next)
     except Exception as error:
         if simulated(context):
@@ -65,12 +70,12 @@ def refusal(error: Exception) -> str:
 
 def _answer(
     node: Node,
-    config: SimulationConfig,
+    config: Config,
     message: Message,
     context: Context,
     call_next: Callable[[Message, Context], Message],
 ) -> Message:
-    if config.protect == "plain":
+    if config.protection.protect == "plain":
         return call_next(message, context)
     refused: list[Exception] = []
 
@@ -81,7 +86,7 @@ def _answer(
             refused.append(error)
             raise
 
-    if config.protect == "he":
+    if config.protection.protect == "he":
         from secure.he.flower import he_mod
 
         mod = he_mod(local=lambda context: he_node(node, config, context))
@@ -111,7 +116,7 @@ def _state(node: Node) -> Path | None:
     return None if node.simulated else node.state
 
 
-def sum_node(node: Node, config: SimulationConfig, context: Context) -> "SumNode":
+def sum_node(node: Node, config: Config, context: Context) -> "SumNode":
     """Return what a node brings to secure aggregation: its own keys, terms and folder.
 
     Raises:
@@ -150,7 +155,7 @@ def _members(node: Node) -> int:
         return 0
 
 
-def check_members(config: SimulationConfig, members: int) -> None:
+def check_members(config: Config, members: int) -> None:
     """Refuse a run that is planned for fewer members than a node's own roster has.
 
     Quorum and noise are planned for a share of colluders of the run's nodes. A server that says
@@ -171,7 +176,7 @@ def check_members(config: SimulationConfig, members: int) -> None:
         )
 
 
-def he_node(node: Node, config: SimulationConfig, context: Context) -> "HENode":
+def he_node(node: Node, config: Config, context: Context) -> "HENode":
     """Return what a node brings to sums under encryption: the clients' key, terms and folder.
 
     Raises:
@@ -187,7 +192,7 @@ def he_node(node: Node, config: SimulationConfig, context: Context) -> "HENode":
     return HENode(he_policy(config), key, _state(node))
 
 
-def client_policy(config: SimulationConfig, context: Context, node: Node | None = None) -> "Policy":
+def client_policy(config: Config, context: Context, node: Node | None = None) -> "Policy":
     """Return a client's terms of secure aggregation, made once in a round.
 
     Under distributed DP they depend on the adapter's size, for which the model must be loaded; so
@@ -199,8 +204,8 @@ def client_policy(config: SimulationConfig, context: Context, node: Node | None 
     return replace(policy, min_clients=max(policy.fewest, node.floor.min_clients))
 
 
-def _run_policy(config: SimulationConfig, context: Context, node: Node) -> "Policy":
-    if not config.shares_noise:
+def _run_policy(config: Config, context: Context, node: Node) -> "Policy":
+    if not config.privacy.shares_noise:
         return secure_policy(config)
     from secure.aggregation import Policy
 

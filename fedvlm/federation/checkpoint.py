@@ -10,19 +10,17 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
+from fedvlm.config.whole import UNDECIDED
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.records import VECTOR
+from fedvlm.federation.result import Result
 from fedvlm.files import whole_file
 
 if TYPE_CHECKING:
     from fedvlm.federation.task import Task
 
 FILE = "checkpoint.npz"
-_FREE = (
-    *("workers", "transcript", "references", "reference_epochs", "reference_learning_rate"),
-    *("round_timeout", "trip_timeout", "join_timeout"),
-)
 # What Flower's strategies keep between rounds, by attribute.
 _MOMENTS = ("m_t", "v_t")
 _INPUTS = {
@@ -76,7 +74,7 @@ class Checkpoint:
     def load(
         cls,
         folder: Path,
-        config: SimulationConfig,
+        config: Config,
         schema: str,
         inputs: dict[str, str] | None = None,
     ) -> "Checkpoint":
@@ -132,40 +130,82 @@ def input_hashes(task: "Task") -> dict[str, str]:
     return {"data": task.data.fingerprint, **asdict(task.model.hashes)}
 
 
-def saved_config(folder: Path) -> SimulationConfig:
+def _saved(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    if not path.exists():
+        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(str(archive["text"]))
+    except Exception as error:  # zipfile, NumPy and json each raise their own
+        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+
+
+def saved_config(folder: Path) -> Config:
     """Return the configuration that the run in a folder was started with.
 
     Raises:
         ConfigError: There is no run to go on with.
         IntegrityError: Its checkpoint is broken.
     """
-    path = folder / FILE
-    if not path.exists():
-        raise ConfigError(f"nothing to resume in {folder}: it has no {FILE}")
+    text = _saved(folder)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            settings = json.loads(str(archive["text"]))["config"]
-        return config_from(settings)
-    except Exception as error:  # zipfile, NumPy and json each raise their own
-        raise IntegrityError(f"{path} is broken: {type(error).__name__}") from error
+        return config_from(text["config"])
+    except Exception as error:  # of any kind: nobody checked what stands in the file
+        raise IntegrityError(f"{folder / FILE} is broken: {type(error).__name__}") from error
 
 
-def require_same(saved: dict[str, Any], config: SimulationConfig, folder: Path) -> None:
+def nothing_left(folder: Path, config: Config) -> str:
+    """Return what to tell who resumes a run that is finished; empty if something is left to do.
+
+    Args:
+        folder: Folder of the run, of which `saved_config` could be read.
+        config: The configuration of the run that goes on.
+    """
+    if saved_result(folder, config, _saved(folder)["rounds"]) is None:
+        return ""
+    rounds = config.training.rounds
+    more = "" if config.privacy.dp != "none" else f"; --set rounds={rounds + 1} adds one"
+    return f"nothing was left to do: all {rounds} rounds are done{more}"
+
+
+def saved_result(folder: Path, config: Config, rounds: list[dict[str, Any]]) -> Result | None:
+    """Return the result of a run in a folder that has nothing left to do; None if it has.
+
+    Args:
+        folder: Folder of the run.
+        config: The configuration of the run that goes on.
+        rounds: Its history, from the checkpoint.
+    """
+    try:
+        found = Result.load(folder)
+    except ConfigError:
+        return None
+
+    # As text: a NaN in a round is no other round.
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True)
+
+    same = text([found.config, found.rounds]) == text([config.to_dict(), rounds])
+    return found if same and len(rounds) > config.training.rounds else None
+
+
+def require_same(saved: dict[str, Any], config: Config, folder: Path) -> None:
     """Refuse to go on with other settings; rounds may be added where no noise was planned for them.
 
     Raises:
         ConfigError: Naming each setting that differs, with both values.
     """
-    now, unset = config.to_dict(), SimulationConfig().to_dict()
-    before = {key: saved.get(key, unset[key]) for key in now}
-    changed = [key for key in now if key not in _FREE and before[key] != now[key]]
-    if "rounds" in changed and config.dp == "none" and now["rounds"] > before["rounds"]:
-        changed.remove("rounds")
+    now, before = config.by_name(), config_from(saved).by_name()
+    changed = [name for name in now if name not in UNDECIDED and before[name] != now[name]]
+    rounds = "training.rounds"
+    if rounds in changed and config.privacy.dp == "none" and now[rounds] > before[rounds]:
+        changed.remove(rounds)
     if not changed:
         return
-    told = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
+    told = ", ".join(f"{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
     why = ""
-    if "rounds" in changed:
+    if rounds in changed:
         why = "; rounds can be added only, and under DP not: the noise was planned for them"
     raise ConfigError(
         f"{folder} was started with another configuration: {told}{why}; resume without it, or "

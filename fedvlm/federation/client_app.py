@@ -7,10 +7,11 @@ SuperLink each message is a process of its own.
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedvlm.federation.agreement import compare
 from fedvlm.federation.answering import protect_client
-from fedvlm.federation.node import node_of
+from fedvlm.federation.node import node_of, simulated
 from fedvlm.federation.records import VECTOR
-from fedvlm.federation.roll import own_number, tell_number
+from fedvlm.federation.roll import AGREE, own_number, tell_number
 from fedvlm.federation.terms import settings_of
 
 __all__ = ["VECTOR", "app"]
@@ -22,7 +23,14 @@ app = ClientApp(mods=[protect_client])
 def query(message: Message, context: Context) -> Message:
     """Tell the node's number: all that the server needs to draw clients by the seed."""
     number = own_number(context)
-    return tell_number(message, number if number >= 0 else node_of(context).number)
+    number = number if number >= 0 else node_of(context).number
+    return tell_number(message, number, simulated(context))
+
+
+@app.query(AGREE)
+def agree(message: Message, context: Context) -> Message:
+    """Compare model, tokenizer, adapter and versions with the server's, before any training."""
+    return compare(message, node_of(context), settings_of(context))
 
 
 @app.train()
@@ -37,3 +45,11 @@ def train(message: Message, context: Context) -> Message:
     from fedvlm.federation.local_round import answer
 
     return answer(message, context, node_of(context), settings_of(context))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score an adapter on what the node holds out, where run and floor ask for it."""
+    from fedvlm.federation.scoring import answer_score
+
+    return answer_score(message, context, node_of(context), settings_of(context))

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=4)
-def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
+def distributed_policy(config: Config, size: int) -> "Policy":
     """Return the terms of the secure sum that distributed DP needs.
 
     A cohort may turn out smaller than it was planned. Its own quorum would then let through sums
@@ -42,7 +42,7 @@ def distributed_policy(config: SimulationConfig, size: int) -> "Policy":
     """
     from secure.aggregation import Policy
 
-    if config.dp == "example":
+    if config.privacy.dp == "example":
         from fedvlm.federation.head_plan import shared_mechanism
 
         plan = shared_mechanism(config, size).lanes()
@@ -77,11 +77,11 @@ class DistributedStrategy(PrivateStrategy):
     aggregates_mean_only = True
 
     def __init__(
-        self, inner: Strategy, config: SimulationConfig, size: int, roll: Roll | None = None
+        self, inner: Strategy, config: Config, size: int, roll: Roll | None = None
     ) -> None:
         super().__init__(inner, config, roll)
         self.mechanism: SkellamMechanism | SharedNoise = distributed_mechanism(config, size)
-        self._start(Ledger("client", config.epsilon, config.delta))
+        self._start(Ledger("client", config.privacy.epsilon, config.privacy.delta))
 
     def _start(self, ledger: Ledger) -> None:
         self._ledger = ledger

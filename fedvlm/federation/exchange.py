@@ -153,7 +153,7 @@ class Exchange:
         A simulated node scores in the last round alone: the pairs are the same for all of them.
         """
         task, part = self._task, self._task.splits.test
-        last = self._number >= task.config.rounds
+        last = self._number >= task.config.training.rounds
         if len(part) < _LEAST_SCORED or (self._node.data is None and not last):
             return None
         return Evaluator(task.pairs, {"test": part}, None)(task.model.vlm)["test_one_of_100"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedvlm.config.adapter import KINDS
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError, ProtocolError
 
 PROTECTIONS = ("plain", "he", "secagg", "secagg-active")
@@ -28,11 +28,35 @@ REFUSALS = {
     "data": 1208,
     "terms": 1209,
     "node": 1210,
+    "fedvlm": 1211,
+    "torch": 1212,
+    "transformers": 1213,
+    "peft": 1214,
+    "numpy": 1215,
+    "pillow": 1216,
+    "tokenizer": 1217,
+    "schema": 1218,
+    "scores": 1219,
 }
 """Number of each code that a node refuses with. `protection`, `noise`, `rounds`, `adapter`,
-`model`, `cohort`: the run asks for less than the floor; `budget`: what may be told of the data has
-been told; `data`: the run names data or a model that isn't the node's to open; `terms`: the run's
-configuration is none; `node`: anything else, which the node's own log tells."""
+`model`, `cohort`, `scores`: the run asks for less than the floor; `budget`: what may be told of the
+data has been told; `data`: the run names data or a model that isn't the node's to open; `terms`:
+the run's configuration is none; `node`: anything else, which the node's own log tells. The others
+say what differs between the node and the server: a library's version, the tokenizer, the adapter's
+schema; `model` says so too, where the floor names no model."""
+
+DIFFERENCES = {
+    "fedvlm": "another version of fedvlm",
+    "torch": "another release of torch",
+    "transformers": "another release of transformers",
+    "peft": "another release of peft",
+    "numpy": "another major version of numpy",
+    "pillow": "another major version of pillow",
+    "model": "another base model",
+    "tokenizer": "another tokenizer",
+    "schema": "an adapter of another shape",
+}
+"""What the codes of a difference between node and server mean, for the operator."""
 
 
 class RefusedError(ProtocolError):
@@ -62,6 +86,7 @@ class Terms:
         targets: Modules that LoRA trains, a regular expression.
         cohort: Clients that are asked in a round.
         simulated_noise: Whether noise follows from the experiment's seed.
+        scores: Whether nodes are asked to score adapters on what they hold out.
     """
 
     protect: str
@@ -73,20 +98,24 @@ class Terms:
     targets: str
     cohort: int
     simulated_noise: bool
+    scores: bool = False
 
     @classmethod
-    def of(cls, config: SimulationConfig) -> "Terms":
+    def of(cls, config: Config) -> "Terms":
         """Return the terms of a run's configuration."""
         return cls(
-            protect=config.protect,
-            dp="shared" if config.dp == "example" and config.shares_noise else config.dp,
-            epsilon=math.inf if config.dp == "none" else config.epsilon,
-            delta=0.0 if config.dp == "none" else config.delta,
-            rounds=config.rounds,
-            adapter=config.adapter,
-            targets=config.targets if config.adapter_spec().is_lora else "",
+            protect=config.protection.protect,
+            dp="shared"
+            if config.privacy.dp == "example" and config.privacy.shares_noise
+            else config.privacy.dp,
+            epsilon=math.inf if config.privacy.dp == "none" else config.privacy.epsilon,
+            delta=0.0 if config.privacy.dp == "none" else config.privacy.delta,
+            rounds=config.training.rounds,
+            adapter=config.adapter.kind,
+            targets=config.adapter.targets if config.adapter.spec.is_lora else "",
             cohort=config.cohort,
-            simulated_noise=config.simulated_noise and config.dp != "none",
+            simulated_noise=config.privacy.simulated_noise and config.privacy.dp != "none",
+            scores=config.server.node_scores != "none",
         )
 
 
@@ -109,12 +138,14 @@ class Floor:
             literally; empty for any.
         model: Hash of the weights of the base model; empty for any.
         min_clients: Fewest clients asked in a round, and under secure aggregation in a sum.
+        scores: Whether a run may sum up how well its adapter does on what the node holds out. No
+            noise covers such a sum: never where ε is limited.
 
     Raises:
         ConfigError: A value is out of its range.
 
     Example:
-        >>> Floor(protect="secagg").allows(Terms.of(SimulationConfig()))
+        >>> Floor(protect="secagg").allows(Terms.of(Config()))
         False
     """
 
@@ -127,6 +158,7 @@ class Floor:
     targets: tuple[str, ...] = ()
     model: str = ""
     min_clients: int = 1
+    scores: bool = True
 
     def __post_init__(self) -> None:
         if not self.dp:
@@ -215,6 +247,12 @@ class Floor:
             raise RefusedError(
                 "cohort",
                 f"the run asks {terms.cohort} clients a round, the floor is {self.min_clients}",
+            )
+        if terms.scores and (self.bounded or not self.scores):
+            raise RefusedError(
+                "scores",
+                "the run asks how well adapters do on what this node holds out, and the floor "
+                + ("limits ε, which no noise of a score keeps" if self.bounded else "allows none"),
             )
 
     def check_model(self, weights: str) -> None:

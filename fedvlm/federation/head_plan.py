@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedvlm.adapters.frozen_head import SIZE, FrozenHead, raw_features
 from fedvlm.adapters.linear_head import TEMPERATURE, LinearMapHead
 from fedvlm.adapters.prototypes import PrototypeHead
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.data import ImageTextData, Splits
 from fedvlm.errors import ConfigError
 from fedvlm.federation.private_client import all_pairs
@@ -28,13 +28,13 @@ _BATCH = 256
 _HELD = 1.4  # images of a caption that an image is of, over the mean of all captions
 
 
-def term_bound(config: SimulationConfig) -> float:
+def term_bound(config: Config) -> float:
     """Return the norm that no image's term exceeds: prototypes' by construction, a map's clip."""
-    return 1.0 if config.adapter == "prototypes" else config.clip_norm
+    return 1.0 if config.adapter.kind == "prototypes" else config.privacy.clip_norm
 
 
 @lru_cache(maxsize=4)
-def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
+def shared_mechanism(config: Config, size: int) -> SharedNoise:
     """Plan the noise for the fewest honest clients that may be in a sum, from public facts.
 
     With `min_clients` above the quorum there are more of them, and each adds less: a round then
@@ -52,28 +52,31 @@ def shared_mechanism(config: SimulationConfig, size: int) -> SharedNoise:
     members = config.cohort
     floor = Policy(integer_plan(members, 1), roster=config.nodes)
     # Every client holds this floor by itself: of fewer there is no sum.
-    fewest = max(floor.sharing(members).quorum, config.min_clients)
+    fewest = max(floor.sharing(members).quorum, config.protection.min_clients)
     least = honest_of(fewest, floor.corrupt_members(members))
     return plan_shared_noise(
-        config.epsilon,
-        config.delta,
+        config.privacy.epsilon,
+        config.privacy.delta,
         size=size,
         least_noised=least,
         most_clients=members,
-        rounds=config.rounds,
+        rounds=config.training.rounds,
         clip_norm=term_bound(config),
     )
 
 
 @lru_cache(maxsize=4)
-def own_mechanism(config: SimulationConfig) -> GaussianMechanism:
+def own_mechanism(config: Config) -> GaussianMechanism:
     """Plan the noise of a client that hides its images alone: of each round's whole sum.
 
     Args:
         config: The federation's configuration.
     """
     planned = plan(
-        delta=config.delta, sample_rate=1.0, steps=config.rounds, target_epsilon=config.epsilon
+        delta=config.privacy.delta,
+        sample_rate=1.0,
+        steps=config.training.rounds,
+        target_epsilon=config.privacy.epsilon,
     )
     return GaussianMechanism(term_bound(config), planned.noise_multiplier)
 
@@ -91,7 +94,7 @@ def head_of(task: Task) -> PrototypeHead | LinearMapHead:
 
 
 def prepare(
-    config: SimulationConfig,
+    config: Config,
     model: LoadedModel,
     data: ImageTextData,
     pairs: EncodedPairs,
@@ -117,7 +120,7 @@ def prepare(
     known = None
     if len(public) > 1:
         known = set_public(model, data, pairs, public, head)
-    declared = sorted({line.strip() for line in config.head_captions.splitlines()} - {""})
+    declared = sorted({line.strip() for line in config.adapter.captions.splitlines()} - {""})
     if declared:
         head.declare(model.processor.texts(declared))
     if isinstance(head, LinearMapHead):
@@ -174,10 +177,10 @@ def tower_texts(model: LoadedModel, inputs) -> NDArray[np.float64]:
         model.vlm.head = head
 
 
-def plan_reading(config: SimulationConfig, task: Task) -> None:
+def plan_reading(config: Config, task: Task) -> None:
     """Tell the head how its sums will have been scaled and noised, by public facts."""
     head = head_of(task)
-    if task.own is not None and not config.mean_pairs:
+    if task.own is not None and not config.privacy.mean_pairs:
         return  # a node reads nothing; its part is the sum
     images = float(all_pairs(task))
     std = _noise_std(config, task.view.size)
@@ -185,35 +188,35 @@ def plan_reading(config: SimulationConfig, task: Task) -> None:
         head.control_weight = control_weight(
             std / term_bound(config),
             images,
-            config.rounds,
-            config.head_rate,
-            config.server_momentum,
+            config.training.rounds,
+            config.adapter.rate,
+            config.server.momentum,
             TEMPERATURE,
         )
         return
     head.total, head.std = images, std
     if len(head.declared):
         head.held = max(head.held, _HELD * images / len(head.declared))
-    if config.dp == "client":
+    if config.privacy.dp == "client":
         # What clipping leaves of a client's sum, from the public mean of their sizes: images of
         # different captions stand in rows of their own, so that n of them are √n long.
-        kept = min(1.0, config.clip_norm / math.sqrt(images / config.clients))
-        head.total, head.std = config.fraction * config.nodes / kept, std / kept
+        kept = min(1.0, config.privacy.clip_norm / math.sqrt(images / config.data.clients))
+        head.total, head.std = config.server.fraction * config.nodes / kept, std / kept
 
 
-def _noise_std(config: SimulationConfig, size: int) -> float:
+def _noise_std(config: Config, size: int) -> float:
     """Return the standard deviation of the noise on one round's sum over all clients."""
-    if config.dp == "none":
+    if config.privacy.dp == "none":
         return 0.0
-    if config.dp == "client":
+    if config.privacy.dp == "client":
         planned = plan(
-            delta=config.delta,
-            sample_rate=config.fraction,
-            steps=config.rounds,
-            target_epsilon=config.epsilon,
+            delta=config.privacy.delta,
+            sample_rate=config.server.fraction,
+            steps=config.training.rounds,
+            target_epsilon=config.privacy.epsilon,
         )
-        return planned.noise_multiplier * config.clip_norm
-    if config.shares_noise:
+        return planned.noise_multiplier * config.privacy.clip_norm
+    if config.privacy.shares_noise:
         return shared_mechanism(config, size).std_of(config.cohort)
     return own_mechanism(config).std * math.sqrt(config.cohort)
 

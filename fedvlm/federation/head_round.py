@@ -91,7 +91,7 @@ def map_directions(
     right = np.zeros((len(first), columns))
     np.add.at(right, images, mapped[held])
     right /= np.bincount(images)[:, None]
-    settings = LinearHead(temperature=TEMPERATURE, clip_norm=task.config.clip_norm)
+    settings = LinearHead(temperature=TEMPERATURE, clip_norm=task.config.privacy.clip_norm)
     weights = head.map.detach().double().numpy()
     return image_directions(settings, weights, features[held][first], right, candidates)
 
@@ -166,20 +166,20 @@ def head_round(
     """
     config, rows = task.config, task.rows(client)
     before = task.view.read().astype(np.float64)
-    plants = bool(config.canaries) and client == HOST
-    if config.shares_noise:
+    plants = bool(config.audit.canaries) and client == HOST
+    if config.privacy.shares_noise:
         return _shared(task, client, number, ledger, session, plants), {EXAMPLES: 1}
-    if config.dp == "example":
+    if config.privacy.dp == "example":
         mechanism = own_mechanism(config)
         ledger.answer(config, number, session, "example", mechanism)
         total = whole_sum(task, rows, _FINE, plants) / _FINE
         noised = mechanism.release(total, noise_source(config, "own", client, number))
         # A uniform mean of these is the sum over all images' public number.
-        sent = before + noised * (config.clients / all_pairs(task))
+        sent = before + noised * (config.data.clients / all_pairs(task))
         return sent.astype(np.float32), {EXAMPLES: 1}
     ledger.answer(config, number, session)
-    if config.dp == "client":  # the server clips it as a whole
-        weight = min(len(rows), config.weight_cap) if config.weight_cap else 1
+    if config.privacy.dp == "client":  # the server clips it as a whole
+        weight = min(len(rows), config.privacy.weight_cap) if config.privacy.weight_cap else 1
         return (before + summed(task, rows)).astype(np.float32), {EXAMPLES: max(1, weight)}
     count = max(1, len(rows))
     update = (summed(task, rows) / count).astype(np.float32)

@@ -45,7 +45,7 @@ def _shift(vlm: VLM, name: str, correction: NDArray[np.float64]) -> None:
     weight = module.base_layer.weight
     if module not in _base:
         _base[module] = weight.detach().clone()
-    added = module.scaling["default"] * torch.from_numpy(correction).to(weight.dtype)
+    added = module.scaling["default"] * weight.new_tensor(correction)
     with torch.no_grad():
         weight.copy_(_base[module] + added)
 
@@ -62,13 +62,13 @@ def save_state(task: Task, rule: AggregationRule, state: NDArray[np.float32], fo
         state: What the rule keeps.
         folder: Where the adapter goes.
     """
-    spec = task.config.adapter_spec()
+    spec = task.config.adapter.spec
     if not isinstance(rule, FedEx):
         save_adapter(task.model.vlm, spec, folder)
         return
     rank = spec.rank + max(rule.sketch.width_of(layer) for layer in rule.sketch.layers)
     wide = AdapterSpec(spec.kind, rank, spec.alpha * rank / spec.rank, spec.targets, spec.tokens)
-    model = load_model(task.config.model)
+    model = load_model(task.config.model.name)
     view = attach(model.vlm, wide, task.seed)
     vector = np.zeros(view.size, dtype=np.float32)
     pairs = zip(layers_of(view.layout), rule.sketch.layers, rule.corrections(state), strict=True)

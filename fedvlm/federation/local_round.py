@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, canary_update, hidden_in
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.exchange import Exchange
 from fedvlm.federation.node import Node
@@ -25,7 +25,7 @@ log = logging.getLogger("fedvlm")
 _MOST_ROUNDS = 1 << 20
 
 
-def answer(message: Message, context: Context, node: Node, config: SimulationConfig) -> Message:
+def answer(message: Message, context: Context, node: Node, config: Config) -> Message:
     """Train for one round and return the reply.
 
     Args:
@@ -74,20 +74,20 @@ def _trained(
     config, before = task.config, task.view.read()
     # Under DP a loss, a count or a time would be a release of its own: none is sent.
     alone: dict[str, int | float] = {EXAMPLES: 1}
-    if config.canary_clients and client >= config.clients:
-        if config.dp == "client":  # a canary is the worst that may come: it weighs its most
-            alone = {EXAMPLES: max(1, config.weight_cap)}
+    if config.canary_clients and client >= config.data.clients:
+        if config.privacy.dp == "client":  # a canary is the worst that may come: it weighs its most
+            alone = {EXAMPLES: max(1, config.privacy.weight_cap)}
         return _canary(task, before, client, number), alone
     if config.has_head:
         from fedvlm.federation.head_round import head_round
 
         return head_round(task, client, number, ledger, session)
-    if config.dp == "example":
+    if config.privacy.dp == "example":
         from fedvlm.federation.private_client import train_with_dp
 
         train_with_dp(task, client, number, ledger, session)
         return task.view.read(), alone
-    if config.dp == "distributed":
+    if config.privacy.dp == "distributed":
         from fedvlm.federation.private_client import distributed_mechanism, encode_update
 
         mechanism = distributed_mechanism(config, task.view.size)
@@ -104,7 +104,7 @@ def _trained(
     ledger.answer(config, number, session)
     loss = task.train(client, number)
     vector = task.view.read()
-    if client == HOST and config.canaries and not config.canary_clients:
+    if client == HOST and config.audit.canaries and not config.canary_clients:
         vector = before + hidden_in(config, vector - before)
     told = {EXAMPLES: len(task.rows(client)), "train-loss": loss, "client-seconds": 0.0}
     return vector, told
@@ -113,7 +113,7 @@ def _trained(
 def _canary(task: Task, before: NDArray[np.float32], client: int, server_round: int) -> NDArray:
     """Return what a client sends that is a canary and holds no pairs."""
     update = canary_update(task.config, task.view.size, client)
-    if task.config.dp != "distributed":
+    if task.config.privacy.dp != "distributed":
         return before + update
     from fedvlm.federation.private_client import encode_update
 

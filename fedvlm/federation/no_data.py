@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.data import ImageTextData, Splits
 from fedvlm.errors import ConfigError
 from fedvlm.training import EncodedPairs
@@ -25,13 +25,13 @@ def nothing() -> tuple[ImageTextData, EncodedPairs, Splits]:
     return data, pairs, Splits((), (), *(none for _ in range(6)))
 
 
-def require_without_data(config: SimulationConfig) -> None:
+def require_without_data(config: Config) -> None:
     """Refuse what only a server with data can do.
 
     Raises:
         ConfigError: The run wants references, of which local and central training need all data.
     """
-    if config.data == NO_DATA and config.references:
+    if config.data.source == NO_DATA and config.training.references:
         raise ConfigError(
             "references train on everybody's pairs, and the server has none (data = 'none'); "
             "leave references at auto"

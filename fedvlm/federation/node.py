@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.training import DTYPES, check_device
+from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError
 from fedvlm.federation.floor import PROTECTIONS, Floor, RefusedError, Terms, floor_from
 from fedvlm.federation.roll import own_number
@@ -29,10 +30,21 @@ if TYPE_CHECKING:
     from fedvlm.models import LoadedModel
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
-_DEVICES = ("cpu",)
 _PATHS = ("data", "state", "identity", "roster", "he_key")
 _SECRETS = ("identity", "he_key")
-_KEYS = ("number", "data", "model", "device", "state", "identity", "roster", "he_key", "floor")
+_KEYS = (
+    "number",
+    "data",
+    "model",
+    "device",
+    "dtype",
+    "micro_batch",
+    "state",
+    "identity",
+    "roster",
+    "he_key",
+    "floor",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,9 @@ class Node:
         floor: The least that its owner asks for.
         data: Folder of its own pairs; None where the partition deals them out.
         model: Folder of its base model, or "embedded"; None where the run may name it.
-        device: Where it trains.
+        device: Where it trains: auto, cpu, cuda, cuda:N or mps.
+        dtype: Precision of its base weights: float32 or bfloat16.
+        micro_batch: Pairs whose activations it holds at a time, 0 for a whole step's.
         state: Folder of its ledger and counts; None where only Flower's own state is there.
         identity: File of its private key for secure aggregation.
         roster: File of the clients' public keys.
@@ -57,13 +71,15 @@ class Node:
     data: Path | None = None
     model: str | None = None
     device: str = "cpu"
+    dtype: str = "float32"
+    micro_batch: int = 0
     state: Path | None = None
     identity: Path | None = None
     roster: Path | None = None
     he_key: Path | None = None
     simulated: bool = False
 
-    def agree(self, config: SimulationConfig) -> None:
+    def agree(self, config: Config) -> None:
         """Compare what a run asks for with the floor; nothing of the data is touched.
 
         Args:
@@ -80,20 +96,20 @@ class Node:
             raise RefusedError(
                 "noise", "the run wants noise that follows from its seed, which protects nobody"
             )
-        if self.data is None and config.data != PUBLIC_DATA:
+        if self.data is None and config.data.source != PUBLIC_DATA:
             raise RefusedError(
                 "data",
-                f"the run names the data {config.data!r}, and a node opens no folder that the "
-                "server chooses; name your own in node.toml",
+                f"the run names the data {config.data.source!r}, and a node opens no folder that "
+                "the server chooses; name your own in node.toml",
             )
-        if self.model is None and config.model != PUBLIC_MODEL:
+        if self.model is None and config.model.name != PUBLIC_MODEL:
             raise RefusedError(
                 "data",
-                f"the run names the model {config.model!r}, and a node loads none that the "
+                f"the run names the model {config.model.name!r}, and a node loads none that the "
                 "server chooses; name your own in node.toml",
             )
 
-    def task(self, config: SimulationConfig) -> "Task":
+    def task(self, config: Config) -> "Task":
         """Return model, adapter and the node's own pairs; its rows are `Task.own`.
 
         Raises:
@@ -108,7 +124,13 @@ class Node:
             if self.floor.model:
                 self.floor.check_model(model.hashes.weights)
 
-        task = load_own_task(config, self.data, self.model or PUBLIC_MODEL, check)
+        # Where and in which pieces it computes is its owner's choice, not the server's.
+        own = replace(
+            config.training, device=self.device, dtype=self.dtype, micro_batch=self.micro_batch
+        )
+        task = load_own_task(
+            replace(config, training=own), self.data, self.model or PUBLIC_MODEL, check
+        )
         check(task.model)  # a task that was loaded before may be another run's
         return task
 
@@ -199,14 +221,18 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
         raise ConfigError(f"floor is a table, [floor]; got {floor!r}")
     _known(floor, tuple(field.name for field in fields(Floor)), "floor.")
     number = settings.pop("number", number)
+    micro_batch = settings.pop("micro_batch", 0)
+    if type(micro_batch) is not int or not 0 <= micro_batch <= 1_000_000:
+        raise ConfigError(f"micro_batch must be a whole number from 0; got {micro_batch!r}")
     if type(number) is not int or number < -1:
         raise ConfigError(f"number must be a whole number from 0; got {number!r}")
     for key, value in settings.items():
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{key} must be a text; got {value!r}")
-    device = settings.pop("device", "cpu")
-    if device not in _DEVICES:
-        raise ConfigError(f"device must be one of {', '.join(_DEVICES)}; got {device!r}")
+    device, dtype = settings.pop("device", "cpu"), settings.pop("dtype", "float32")
+    check_device(device)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     model = settings.pop("model", PUBLIC_MODEL)
     if model != PUBLIC_MODEL:
         model = str(_there(folder / Path(model).expanduser(), "model"))
@@ -235,6 +261,8 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
         data=paths["data"],
         model=model,
         device=device,
+        dtype=dtype,
+        micro_batch=micro_batch,
         state=paths.get("state", folder / "state"),
         identity=paths.get("identity"),
         roster=paths.get("roster"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import Config
 from fedvlm.errors import BudgetExceeded, IntegrityError
 from fedvlm.federation.floor import Floor, RefusedError
 from fedvlm.federation.node import Node
@@ -50,7 +50,7 @@ class NodeLedger:
 
     def answer(
         self,
-        config: SimulationConfig,
+        config: Config,
         server_round: int,
         session: str,
         unit: str | None = None,
@@ -81,11 +81,11 @@ class NodeLedger:
                 )
             if unit is not None and mechanism is not None:
                 # Noise that follows from the seed is the same when a round is run again.
-                again = config.simulated_noise and server_round in kept.get("simulated", [])
+                again = config.privacy.simulated_noise and server_round in kept.get("simulated", [])
                 if not again:
                     before = 0 if answers else server_round - 1
                     self._pay(kept, config, unit, mechanism, times, before * times)
-                if config.simulated_noise:
+                if config.privacy.simulated_noise:
                     kept.setdefault("simulated", []).append(server_round)
             kept["answers"] = answers + 1
             kept["last"] = [
@@ -93,7 +93,7 @@ class NodeLedger:
                 [session, server_round, round(time.time())],
             ]
 
-    def spent(self, config: SimulationConfig, unit: str) -> float:
+    def spent(self, config: Config, unit: str) -> float:
         """Return ε of all that was ever told, at the δ that holds."""
         with self._open() as kept:
             events = kept.get("events", {}).get(unit, [])
@@ -102,7 +102,7 @@ class NodeLedger:
     def _pay(
         self,
         kept: dict[str, Any],
-        config: SimulationConfig,
+        config: Config,
         unit: str,
         mechanism: Mechanism,
         times: int,
@@ -112,7 +112,7 @@ class NodeLedger:
         accounts = [(kept.setdefault("events", {}), unit, *_budget(self._floor, config))]
         if self._floor.bounded:
             runs = kept.setdefault("runs", {}).setdefault(_key(config), {})
-            accounts.append((runs, unit, config.epsilon, config.delta))
+            accounts.append((runs, unit, config.privacy.epsilon, config.privacy.delta))
         for place, name, budget, delta in accounts:
             ledger = _ledger(name, budget, delta, place.get(name, []))
             if lost and not place.get(name):
@@ -169,13 +169,13 @@ def _ledger(unit: str, budget: float, delta: float, events: list[Any]) -> Ledger
     return Ledger.from_json(json.dumps(text))
 
 
-def _budget(floor: Floor, config: SimulationConfig) -> tuple[float, float]:
+def _budget(floor: Floor, config: Config) -> tuple[float, float]:
     """Return ε and δ of all that a node tells: its owner's, or the run's where it set none."""
-    delta = floor.delta if floor.delta < 1 else config.delta
-    return (floor.epsilon, delta) if floor.bounded else (config.epsilon, delta)
+    delta = floor.delta if floor.delta < 1 else config.privacy.delta
+    return (floor.epsilon, delta) if floor.bounded else (config.privacy.epsilon, delta)
 
 
-def _key(config: SimulationConfig) -> str:
+def _key(config: Config) -> str:
     """Name what a run promised: its whole configuration."""
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,18 +20,18 @@ def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy |
     Raises:
         ConfigError: No noise reaches the wished-for ε.
     """
-    if task.config.dp == "example" and task.config.shares_noise:
+    if task.config.privacy.dp == "example" and task.config.privacy.shares_noise:
         from fedvlm.federation.shared_noise import SharedNoiseStrategy
 
         return SharedNoiseStrategy(inner, task.config, task.view.size, all_pairs(task), roll)
-    if task.config.dp == "example" and task.config.has_head:
+    if task.config.privacy.dp == "example" and task.config.has_head:
         from fedvlm.federation.own_noise import OwnNoiseStrategy
 
         return OwnNoiseStrategy(inner, task.config, all_pairs(task), roll)
-    if task.config.dp == "example":
+    if task.config.privacy.dp == "example":
         return ExampleLevelStrategy(inner, task.config, all_pairs(task), roll)
-    if task.config.dp == "client":
+    if task.config.privacy.dp == "client":
         return ClientLevelStrategy(inner, task.config, roll)
-    if task.config.dp == "distributed":
+    if task.config.privacy.dp == "distributed":
         return DistributedStrategy(inner, task.config, task.view.size, roll)
     return None

@@ -1,15 +1,23 @@
 """A node's own pairs: what it trains on, and what it holds out for itself."""
 
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedvlm.data import ImageTextData, Splits
+from fedvlm.data.blobs import blob_digests
 from fedvlm.errors import DataError
 
 HELD_OUT = 0.2
 """Share of a node's images that it trains on in no run."""
 _LEAST = 2
+
+
+def held_out(images: Sequence[bytes]) -> NDArray[np.bool_]:
+    """Say of each image, by a hash of its content, whether its owner holds it out in every run."""
+    share = np.array([int.from_bytes(each[:4], "big") / 2**32 for each in blob_digests(images)])
+    return share < HELD_OUT
 
 
 def own_splits(data: ImageTextData) -> Splits:
@@ -27,10 +35,7 @@ def own_splits(data: ImageTextData) -> Splits:
     Raises:
         DataError: Fewer than two pairs are left to train on.
     """
-    share = np.array(
-        [int.from_bytes(hashlib.sha256(blob).digest()[:4], "big") / 2**32 for blob in data.encoded]
-    )
-    held = share < HELD_OUT
+    held = held_out(data.encoded)
     own, test = np.flatnonzero(~held), np.flatnonzero(held)
     if len(own) < _LEAST:
         raise DataError(

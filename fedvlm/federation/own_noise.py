@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.head_plan import own_mechanism
 from fedvlm.federation.private import ExampleLevelStrategy, PrivateStrategy
 from fedvlm.federation.roll import Roll
@@ -30,7 +30,7 @@ class OwnNoiseStrategy(ExampleLevelStrategy):
     aggregates_mean_only = True
 
     def __init__(
-        self, inner: FedAvg, config: SimulationConfig, images: int, roll: Roll | None = None
+        self, inner: FedAvg, config: Config, images: int, roll: Roll | None = None
     ) -> None:
         PrivateStrategy.__init__(self, inner, config, roll)
         self._mechanism, self._steps, self._images = own_mechanism(config), 1, images

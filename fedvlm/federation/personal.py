@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvlm.config.simulation import SimulationConfig
+from fedvlm.config.whole import UNDECIDED, Config
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.node import Node
 from fedvlm.files import one_at_a_time, write_durably
@@ -24,10 +24,7 @@ FOLDER = "personal"
 _RECORD = "personal-part"
 _VERSION = 1
 # What may change between two starts of one run, or says how it is run and not what.
-_FREE = (
-    *("rounds", "workers", "transcript", "references", "reference_epochs"),
-    *("reference_learning_rate", "round_timeout", "trip_timeout", "join_timeout"),
-)
+_FREE = {"training.rounds", *UNDECIDED}
 
 
 class PersonalPart:
@@ -46,9 +43,9 @@ class PersonalPart:
     """
 
     def __init__(
-        self, node: Node, state: RecordDict, config: SimulationConfig, schema: str, size: int
+        self, node: Node, state: RecordDict, config: Config, schema: str, size: int
     ) -> None:
-        told = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+        told = {name: value for name, value in config.by_name().items() if name not in _FREE}
         text = json.dumps([told, schema], sort_keys=True, default=str)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.path = None if node.state is None else node.state / FOLDER / f"{name}.json"

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import IntegrityError
 from fedvlm.federation.private_client import example_settings, noise_source
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
@@ -47,7 +47,7 @@ class PrivateStrategy(WrappingStrategy):
     unit = "client"
     relation = Relation.ADD_OR_REMOVE
 
-    def __init__(self, inner: Strategy, config: SimulationConfig, roll: Roll | None = None) -> None:
+    def __init__(self, inner: Strategy, config: Config, roll: Roll | None = None) -> None:
         super().__init__(inner)
         self.config = config
         self.roll = roll or Roll()
@@ -58,7 +58,7 @@ class PrivateStrategy(WrappingStrategy):
 
         Noise that follows from the seed is the same when the round is run again.
         """
-        if self.on_paid is not None and not self.config.simulated_noise:
+        if self.on_paid is not None and not self.config.privacy.simulated_noise:
             self.on_paid(arrays[VECTOR].numpy())
 
     def entry(self) -> dict[str, Any]:
@@ -75,9 +75,9 @@ class PrivateStrategy(WrappingStrategy):
             "unit": self.unit,
             "neighboring_relation": self.relation.value,
             "epsilon": self.spent(),
-            "delta": self.config.delta,
-            "simulated_noise": self.config.simulated_noise,
-            "clip_norm": self.config.clip_norm,
+            "delta": self.config.privacy.delta,
+            "simulated_noise": self.config.privacy.simulated_noise,
+            "clip_norm": self.config.privacy.clip_norm,
         }
 
     def state(self) -> dict[str, NDArray]:
@@ -117,9 +117,7 @@ class ExampleLevelStrategy(PrivateStrategy):
     unit = "example"
     aggregates_mean_only = True
 
-    def __init__(
-        self, inner: FedAvg, config: SimulationConfig, pairs: int, roll: Roll | None = None
-    ) -> None:
+    def __init__(self, inner: FedAvg, config: Config, pairs: int, roll: Roll | None = None) -> None:
         super().__init__(inner, config, roll)
         settings = example_settings(config, pairs)
         self._mechanism, self._steps = settings.mechanism(BankContrastive), settings.steps
@@ -140,7 +138,7 @@ class ExampleLevelStrategy(PrivateStrategy):
             if node not in self._ledgers:
                 # As the client itself does, take it that one with no ledger was asked in every
                 # round before.
-                fresh = Ledger("example", self.config.epsilon, self.config.delta)
+                fresh = Ledger("example", self.config.privacy.epsilon, self.config.privacy.delta)
                 if server_round > 1:
                     fresh.spend(self._mechanism, self._steps * (server_round - 1))
                 self._ledgers[node] = fresh
@@ -189,21 +187,23 @@ class ClientLevelStrategy(PrivateStrategy):
         and what a round reports. Not against the server itself, which sees the updates.
     """
 
-    def __init__(self, inner: Strategy, config: SimulationConfig, roll: Roll | None = None) -> None:
+    def __init__(self, inner: Strategy, config: Config, roll: Roll | None = None) -> None:
         super().__init__(inner, config, roll)
         planned = plan(
-            delta=config.delta,
-            sample_rate=config.fraction,
-            steps=config.rounds,
-            target_epsilon=config.epsilon,
+            delta=config.privacy.delta,
+            sample_rate=config.server.fraction,
+            steps=config.training.rounds,
+            target_epsilon=config.privacy.epsilon,
         )
-        z, expected = planned.noise_multiplier, config.fraction * config.nodes
+        z, expected = planned.noise_multiplier, config.server.fraction * config.nodes
         # σ_b = n/20 as in Andrew et al. (2021), but never so small that the bits cost more
         # than a quarter of the round.
-        adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.adaptive else None
+        adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.privacy.adaptive else None
         self._expected = expected
-        self._mechanism = ClientMechanism(config.clip_norm, z, config.fraction, adaptive)
-        self._ledger = Ledger("client", config.epsilon, config.delta)
+        self._mechanism = ClientMechanism(
+            config.privacy.clip_norm, z, config.server.fraction, adaptive
+        )
+        self._ledger = Ledger("client", config.privacy.epsilon, config.privacy.delta)
         self._global = np.empty(0, dtype=np.float32)
 
     def configure_train(
@@ -264,7 +264,7 @@ class ClientLevelStrategy(PrivateStrategy):
 
     def _weight(self, reply: Message) -> float:
         """Return a client's weight in [0, 1]; what it says of itself can't raise it above 1."""
-        cap = self.config.weight_cap
+        cap = self.config.privacy.weight_cap
         if not cap:
             return 1.0
         read = read_reply(reply, self._global.size)
@@ -290,7 +290,7 @@ class ClientLevelStrategy(PrivateStrategy):
             "update_noise_multiplier": self._mechanism.updates.noise_multiplier,
             "sample_rate": self._mechanism.sample_rate,
             "expected_clients": self._expected,
-            "weight_cap": self.config.weight_cap,
+            "weight_cap": self.config.privacy.weight_cap,
             "final_clip_norm": self.clip_norm,
         }
 

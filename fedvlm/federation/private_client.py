@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, canary_gradients
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import ConfigError
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.task import Task
@@ -25,6 +25,7 @@ from fedvlm.privacy.losses import (
     Batch,
     GroupedInfoNCE,
     PrivateLoss,
+    Repaired,
     bank,
     examples,
     group_batch,
@@ -36,15 +37,15 @@ _BANK = 256
 _PLACES = 8
 
 
-def noise_source(config: SimulationConfig, *purpose: str | int) -> NoiseSource:
+def noise_source(config: Config, *purpose: str | int) -> NoiseSource:
     """Return the OS's entropy, or the experiment's seed where the configuration says so."""
-    if config.simulated_noise:
-        return SimulatedNoise(ExperimentSeed(config.seed), *purpose)
+    if config.privacy.simulated_noise:
+        return SimulatedNoise(ExperimentSeed(config.training.seed), *purpose)
     return SecureNoise()
 
 
 @lru_cache(maxsize=16)
-def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
+def example_settings(config: Config, pairs: int) -> DPSGDSettings:
     """Plan DP-SGD for every client alike, from public facts.
 
     The sampling rate is that of a client of average size, so that ε doesn't depend on how many
@@ -57,28 +58,28 @@ def example_settings(config: SimulationConfig, pairs: int) -> DPSGDSettings:
     Returns:
         Settings whose `steps` are those of one round; noise is solved for all rounds.
     """
-    average = max(1, pairs // config.clients)
-    rate = min(1.0, config.batch_size / average)
-    steps = config.local_epochs * max(1, round(1 / rate))
+    average = max(1, pairs // config.data.clients)
+    rate = min(1.0, config.training.batch_size / average)
+    steps = config.training.local_epochs * max(1, round(1 / rate))
     planned = plan(
-        delta=config.delta,
+        delta=config.privacy.delta,
         sample_rate=rate,
-        steps=steps * config.rounds,
-        target_epsilon=config.epsilon,
+        steps=steps * config.training.rounds,
+        target_epsilon=config.privacy.epsilon,
     )
     return DPSGDSettings(
-        clip_norm=config.clip_norm,
+        clip_norm=config.privacy.clip_norm,
         noise_multiplier=planned.noise_multiplier,
         sample_rate=rate,
         steps=steps,
         expected_batch=rate * average,
-        learning_rate=config.learning_rate,
+        learning_rate=config.training.learning_rate,
         physical_batch=32,
     )
 
 
 @lru_cache(maxsize=4)
-def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechanism:
+def distributed_mechanism(config: Config, size: int) -> SkellamMechanism:
     """Plan distributed DP from public facts: noise for the fewest clients that may be summed.
 
     Args:
@@ -90,20 +91,25 @@ def distributed_mechanism(config: SimulationConfig, size: int) -> SkellamMechani
     """
     from secure.aggregation import Policy, integer_plan
 
-    members = max(2, round(config.fraction * config.nodes))
+    members = max(2, round(config.server.fraction * config.nodes))
     floor = Policy(integer_plan(members, 1), roster=config.nodes)
     least = floor.sharing(members).quorum - floor.corrupt_members(members)
 
     def make(z: float) -> SkellamMechanism:
-        return plan_skellam(config.clip_norm, z, size, least, members)
+        return plan_skellam(config.privacy.clip_norm, z, size, least, members)
 
-    z = noise_multiplier_for(lambda z: make(z).event(), config.rounds, config.epsilon, config.delta)
+    z = noise_multiplier_for(
+        lambda z: make(z).event(),
+        config.training.rounds,
+        config.privacy.epsilon,
+        config.privacy.delta,
+    )
     return make(z)
 
 
-def rotation_seed(config: SimulationConfig, server_round: int) -> int:
+def rotation_seed(config: Config, server_round: int) -> int:
     """Return the public seed of a round's rotation."""
-    return ExperimentSeed(config.seed).number("rotation", server_round)
+    return ExperimentSeed(config.training.seed).number("rotation", server_round)
 
 
 def encode_update(
@@ -129,9 +135,9 @@ def all_pairs(task: Task) -> int:
     Raises:
         ConfigError: The data are a node's own, and the configuration doesn't say the mean.
     """
-    if task.config.mean_pairs:
-        return task.config.mean_pairs * task.config.clients
-    if len(task.splits.clients) != task.config.clients and (
+    if task.config.privacy.mean_pairs:
+        return task.config.privacy.mean_pairs * task.config.data.clients
+    if len(task.splits.clients) != task.config.data.clients and (
         task.own is not None or not len(task.data)
     ):
         raise ConfigError(
@@ -149,7 +155,19 @@ def _loss(
     if len(public):
         chosen = np.sort(task.seed.numpy("bank").permutation(public)[:_BANK])
         loss = bank(task.model.vlm, task.pairs, chosen)
-        return loss, lambda rows: examples(task.pairs, own[rows])
+        repair = task.repair
+        if repair is None:
+            return loss, lambda rows: examples(task.pairs, own[rows])
+
+        def with_extras(rows: NDArray[np.int64]) -> Batch:
+            batch = examples(task.pairs, own[rows])
+            return batch | {"extras": repair.extras(task.model.vlm, own[rows], batch["image"])}
+
+        return Repaired(loss, repair), with_extras
+    if task.repair is not None:
+        raise ConfigError(
+            "a mitigation under example-level DP contrasts with public pairs, and the data has none"
+        )
     groups = max(1, round(settings.expected_batch / (_PLACES / 2)))
     return GroupedInfoNCE(), lambda rows: group_batch(
         task.pairs, own[rows], groups, _PLACES, task.seed
@@ -178,7 +196,7 @@ def train_with_dp(
     mechanism = settings.mechanism(loss)
     ledger.answer(config, server_round, session, "example", mechanism, settings.steps)
     # What the loop pays into: the node's own ledger has been charged for all of it.
-    round_alone = Ledger("example", math.inf, config.delta)
+    round_alone = Ledger("example", math.inf, config.privacy.delta)
     train_privately(
         task.model.vlm,
         task.view,
@@ -188,5 +206,7 @@ def train_with_dp(
         settings,
         noise_source(config, "example", client, server_round),
         round_alone,
-        canary_gradients(config, task.view.size) if config.canaries and client == HOST else None,
+        canary_gradients(config, task.view.size)
+        if config.audit.canaries and client == HOST
+        else None,
     )

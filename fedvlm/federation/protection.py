@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp.strategy import Strategy
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import ProtocolError
 from fedvlm.federation.terms import he_policy, secure_policy
 
@@ -44,7 +44,7 @@ def _report(history: list[Any]) -> dict[str, Any]:
     Beside them what the sum tells of its clients: how many refused, by code, and how many updates
     it had to scale down or could not use.
     """
-    record = history[-1]
+    record = next(each for each in reversed(history) if getattr(each, "kind", "train") == "train")
     trips = [
         {
             "trip": trip.name,
@@ -69,14 +69,17 @@ def _report(history: list[Any]) -> dict[str, Any]:
     }
 
 
-def _changed(config: SimulationConfig, most: int) -> dict[str, Any]:
+def _changed(config: Config, most: int) -> dict[str, Any]:
     """Say what a protection does to weights and updates that plain FedAvg doesn't."""
-    if config.dp == "example" and config.shares_noise:
+    if config.privacy.dp == "example" and config.privacy.shares_noise:
         return {"weights": "a sum", "clip": "each image to norm 1, by each client"}
-    if config.dp == "distributed":
-        return {"weights": "uniform", "clip": f"to norm {config.clip_norm:g}, by each client"}
-    weights = f"by examples, up to {most:,}" if config.dp == "none" else "uniform"
-    clip = f"none; beyond {config.update_bound:g} in a parameter a client is left out"
+    if config.privacy.dp == "distributed":
+        return {
+            "weights": "uniform",
+            "clip": f"to norm {config.privacy.clip_norm:g}, by each client",
+        }
+    weights = f"by examples, up to {most:,}" if config.privacy.dp == "none" else "uniform"
+    clip = f"none; beyond {config.protection.update_bound:g} in a parameter a client is left out"
     return {"weights": weights, "clip": clip}
 
 
@@ -90,32 +93,32 @@ def _succeeded(strategy: "SummingStrategy") -> None:
         raise ProtocolError(str(error)) from error
 
 
-def protected(inner: Strategy, config: SimulationConfig) -> Protected:
+def protected(inner: Strategy, config: Config) -> Protected:
     """Wrap a Flower strategy in the protection that the configuration asks for.
 
     `plain` hides nothing from the server: it is the oracle that every other one must equal.
     `secagg` shows the server the sum alone as long as it follows the protocol, `secagg-active`
     also when it doesn't. Under `he` the server adds ciphertexts, and one client decrypts the sum.
     """
-    if config.protect == "plain":
-        weights = "by examples" if config.dp == "none" else "uniform"
-        if config.dp == "client" and config.weight_cap:
-            weights = f"by examples, up to {config.weight_cap}"
-        clip = f"to norm {config.clip_norm:g}" if config.dp == "client" else "none"
+    if config.protection.protect == "plain":
+        weights = "by examples" if config.privacy.dp == "none" else "uniform"
+        if config.privacy.dp == "client" and config.privacy.weight_cap:
+            weights = f"by examples, up to {config.privacy.weight_cap}"
+        clip = f"to norm {config.privacy.clip_norm:g}" if config.privacy.dp == "client" else "none"
         told = {"server_sees": "every client's adapter", "weights": weights, "clip": clip}
-        return Protected(inner, config.protect, told)
-    if config.protect == "he":
+        return Protected(inner, config.protection.protect, told)
+    if config.protection.protect == "he":
         return _encrypted(inner, config)
     from secure.aggregation.flower import SecAggStrategy
 
     policy = secure_policy(config)
-    strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.trip_timeout)
-    if config.shares_noise:  # the protocol counts its summands, not the clients' metrics
+    strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.server.trip_timeout)
+    if config.privacy.shares_noise:  # the protocol counts its summands, not the clients' metrics
         inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)
     return Protected(
         strategy,
-        config.protect,
+        config.protection.protect,
         {
             "server_sees": "the weighted sum",
             "mode": policy.mode,
@@ -135,16 +138,16 @@ def protected(inner: Strategy, config: SimulationConfig) -> Protected:
     )
 
 
-def _encrypted(inner: Strategy, config: SimulationConfig) -> Protected:
+def _encrypted(inner: Strategy, config: Config) -> Protected:
     from secure.he.aggregation import LABEL
     from secure.he.flower import HESumStrategy
 
     policy = he_policy(config)
-    strategy = HESumStrategy(inner, policy, config.trip_timeout)
+    strategy = HESumStrategy(inner, policy, config.server.trip_timeout)
     params = policy.params
     return Protected(
         strategy,
-        config.protect,
+        config.protection.protect,
         {
             "server_sees": "the weighted sum, noised by the client that decrypts it",
             "trust": LABEL,

@@ -92,6 +92,27 @@ def read_reply(
     return (vector, found) if 0 < found.get(EXAMPLES, 1) <= MOST_EXAMPLES else None
 
 
+def read_metrics(message: Message, metrics: tuple[str, ...]) -> dict[str, int | float] | None:
+    """Read a client's answer that holds metrics alone.
+
+    Args:
+        message: What came.
+        metrics: What it must tell; what else it tells is not looked at.
+
+    Returns:
+        Finite numbers by name; None where that isn't what came. Never an exception.
+    """
+    if message.has_error():
+        return None
+    try:
+        told = message.content.get("metrics")
+        numbers = {n: _number(told.get(n)) for n in metrics if isinstance(told, MetricRecord)}
+    except Exception:  # Flower's records make their contents when they are read
+        return None
+    found = {name: number for name, number in numbers.items() if number is not None}
+    return found if len(found) == len(metrics) else None
+
+
 def _number(value: object) -> int | float | None:
     """Return a metric that is one finite number of a magnitude that means something."""
     if isinstance(value, bool) or not isinstance(value, int | float):

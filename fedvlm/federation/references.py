@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fedvlm.config import SimulationConfig
-from fedvlm.federation.task import Progress, Task, load_task
+from fedvlm.config import Config
+from fedvlm.federation.task import Progress, Task, device_of, load_task
 from fedvlm.files import cache_dir, one_at_a_time, write_text
+from fedvlm.models.placement import side_by_side
 from fedvlm.training import Evaluator, train_adapter
 
 _VERSION = 2  # raise it when training changes: references are then computed anew
@@ -26,17 +26,17 @@ def _key(task: Task) -> str:
         task.splits.fingerprint,
         task.view.schema,
         hashlib.sha256(task.initial.tobytes()).hexdigest(),
-        task.config.model,
-        config.seed,
-        config.reference_epochs,
-        config.batch_size,
-        config.reference_learning_rate,
+        task.config.model.name,
+        config.training.seed,
+        config.training.reference_epochs,
+        config.training.batch_size,
+        config.training.reference_learning_rate,
         torch.__version__,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def _train(config: SimulationConfig, client: int | None) -> dict[str, float]:
+def _train(config: Config, client: int | None) -> dict[str, float]:
     """Train one adapter on a client's pairs, or on everybody's, and score it."""
     torch.set_num_threads(1)
     task = load_task(config)
@@ -45,13 +45,13 @@ def _train(config: SimulationConfig, client: int | None) -> dict[str, float]:
     indices = np.concatenate(clients) if client is None else clients[client]
     name = "central" if client is None else f"local-{client}"
     schedule = replace(
-        config,
-        rounds=config.reference_epochs,
+        config.training,
+        rounds=config.training.reference_epochs,
         local_epochs=1,
-        learning_rate=config.reference_learning_rate,
+        learning_rate=config.training.reference_learning_rate,
         proximal_mu=0.0,
     )
-    for epoch in range(1, config.reference_epochs + 1):
+    for epoch in range(1, config.training.reference_epochs + 1):
         train_adapter(
             task.model.vlm,
             task.view,
@@ -86,11 +86,11 @@ def reference_lines(task: Task, progress: Progress) -> dict[str, float]:
         return lines
 
 
-def _compute(config: SimulationConfig, progress: Progress) -> dict[str, float]:
+def _compute(config: Config, progress: Progress) -> dict[str, float]:
     # The central run takes as long as all the others together: start with it.
-    order: list[int | None] = [None, *range(config.clients)]
+    order: list[int | None] = [None, *range(config.data.clients)]
     found = []
-    workers = config.workers or os.cpu_count()
+    workers = side_by_side(config.server.workers, device_of(config))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for metrics in pool.map(lambda client: _train(config, client), order):
             found.append(metrics)

@@ -87,6 +87,23 @@ class RuledStrategy(WrappingStrategy):
             state = rule.finish(mean, second, basis, self._state)
         return ArrayRecord({VECTOR: Array(state)}), metrics
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Have the state scored, as the rule sends it in the next round."""
+        state, number, rule = arrays[VECTOR].numpy(), server_round + self._done + 1, self._rule
+        sent = rule.encode(rule.adapter(state), number).astype(np.float32)
+        rest = to_bytes(rule.rest(state, number))
+        told = ConfigRecord({**config, **({REST: rest} if rest else {})})
+        shown = ArrayRecord({VECTOR: Array(sent)})
+        return self.inner.configure_evaluate(server_round, shown, told, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the inner strategy sum the scores."""
+        return self.inner.aggregate_evaluate(server_round, replies)
+
     def _second(self, server_round: int, basis: NDArray) -> NDArray | None:
         """Return the mean of the second sum; None where that was abandoned."""
         rule, number = self._rule, server_round + self._done

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +16,16 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvlm.canaries import Canaries
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
+from fedvlm.federation.agreement import facts_of
 from fedvlm.federation.checkpoint import (
     Checkpoint,
     input_hashes,
     optimizer_state,
     restore_optimizer,
+    saved_result,
 )
 from fedvlm.federation.installing import install, save_state
 from fedvlm.federation.no_data import require_without_data
@@ -35,7 +37,7 @@ from fedvlm.federation.roll import Roll
 from fedvlm.federation.ruled import RuledStrategy
 from fedvlm.federation.rules import rule_of
 from fedvlm.federation.strategy import MIN_CLIENTS, FederationStrategy, inner_strategy
-from fedvlm.federation.task import Progress, Task, load_task, quiet
+from fedvlm.federation.task import Progress, Task, device_of, load_task, quiet
 from fedvlm.federation.transcript import Transcript
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -70,9 +72,13 @@ def _federate(
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
     inner, rule = inner_strategy(config), rule_of(config, view.layout)
-    roll = Roll(config.nodes)
+    roll = Roll(
+        config.nodes,
+        facts=facts_of(task),
+        agree_s=max(config.server.round_timeout, config.server.join_timeout),
+    )
     private = None
-    if config.dp != "none":  # accounting takes a second to import: only where it is needed
+    if config.privacy.dp != "none":  # accounting takes a second to import: only where it is needed
         from fedvlm.federation.noising import private_strategy
 
         private = private_strategy(inner, task, roll)
@@ -90,17 +96,17 @@ def _federate(
             on_round(entry)
     done = max(0, len(history) - 1)
     transcript = None
-    if out is not None and config.transcript:
+    if out is not None and config.audit.transcript:
         planted = None
-        if config.canaries:
+        if config.audit.canaries:
             drawn = Canaries.of_run(config, view.size)
-            planted = {"count": config.canaries, "fingerprint": drawn.fingerprint}
-        transcript = Transcript(out, config.protect, view.schema, config.nodes, planted)
+            planted = {"count": config.audit.canaries, "fingerprint": drawn.fingerprint}
+        transcript = Transcript(out, config.protection.protect, view.schema, config.nodes, planted)
     protection = protected(private or inner, config)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
     report, outer = protection.round_report, strategy
     if not sends_all(config):
-        outer = RuledStrategy(strategy, rule, done, config.round_timeout, report)
+        outer = RuledStrategy(strategy, rule, done, config.server.round_timeout, report)
         report = outer.round_report
     state = vector
 
@@ -125,6 +131,7 @@ def _federate(
         if number:
             entry |= asdict(strategy.costs[number]) | report()
             entry |= private.entry() if private is not None else {}
+            entry |= strategy.scores.get(number, {})
             if number in strategy.abandoned and not entry.get("abandoned"):
                 entry["abandoned"] = strategy.abandoned[number]
         history.append(entry)
@@ -132,14 +139,15 @@ def _federate(
         on_round(entry)
         return None
 
-    if done < config.rounds:
-        require_nodes(roll.gather(grid, config.nodes, config.join_timeout), config)
+    if done < config.training.rounds:
+        there = roll.gather(grid, config.nodes, config.server.join_timeout)
+        require_nodes(there, config, roll.refused)
         with _quiet_flower():
             outer.start(
                 grid,
                 ArrayRecord({VECTOR: Array(vector)}),
-                timeout=config.round_timeout,
-                num_rounds=config.rounds - done,
+                timeout=config.server.round_timeout,
+                num_rounds=config.training.rounds - done,
                 train_config=ConfigRecord(),
                 evaluate_fn=evaluate,
             )
@@ -174,17 +182,28 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def require_nodes(there: list[int], config: SimulationConfig) -> None:
+def require_nodes(
+    there: list[int], config: Config, refused: Mapping[int, str] | None = None
+) -> None:
     """Refuse to start a run that the nodes that are there can't finish.
+
+    Args:
+        there: Nodes that came and agree.
+        config: The federation's configuration.
+        refused: Number of a node that doesn't agree → code of the reason.
 
     Raises:
         DropoutError: Fewer nodes than any round needs.
     """
-    if len(there) < MIN_CLIENTS:
-        raise DropoutError(
-            f"{len(there)} of {config.nodes} nodes came within {config.join_timeout:g} s, and a "
-            f"round needs at least {MIN_CLIENTS}; start the others, or raise join_timeout"
-        )
+    if len(there) >= MIN_CLIENTS:
+        return
+    told = [f"client {n + 1} refuses ({code})" for n, code in sorted((refused or {}).items())]
+    raise DropoutError(
+        f"{len(there)} of {config.nodes} nodes came within {config.server.join_timeout:g} s and "
+        f"agree, and a round needs at least {MIN_CLIENTS}; "
+        + (f"{', '.join(told)}: their logs say why; " if told else "")
+        + "start the others, or raise join_timeout"
+    )
 
 
 def _summary(
@@ -204,6 +223,8 @@ def _summary(
         summary[f"{part}_zero_shot"] = first.get(key)
         summary[f"{part}_federated"] = last.get(key)
     summary["ood_central"] = lines.get("ood_central")
+    if "nodes_one_of_100" in history[-1]:  # personal parts included, as each node has its own
+        summary["nodes_federated"] = history[-1]["nodes_one_of_100"]
     return summary
 
 
@@ -212,8 +233,8 @@ def _described(task: Task) -> dict[str, Any]:
     parts = {name: len(part) for name, part in task.parts.items()}
     held = task.splits.clients
     public = {"name": task.data.name, "pairs": len(task.data), "parts": parts}
-    if task.config.dp != "none":
-        mean = task.config.mean_pairs or sum(map(len, held)) // max(1, len(held))
+    if task.config.privacy.dp != "none":
+        mean = task.config.privacy.mean_pairs or sum(map(len, held)) // max(1, len(held))
         return public | {"mean_pairs": mean}
     return public | {
         "fingerprint": task.data.fingerprint,
@@ -237,7 +258,7 @@ def _with_releases(
 
 def run_federation(
     grid: Grid,
-    config: SimulationConfig,
+    config: Config,
     *,
     out: Path | None = None,
     resume: bool = False,
@@ -265,6 +286,7 @@ def run_federation(
     require_without_data(config)
     if out is not None:
         _writable(out)
+    device_of(config)  # refused before anything is read
     task = load_task(config, progress)
     task.reset()
     ready = time.perf_counter()
@@ -279,12 +301,16 @@ def run_federation(
             f"was abandoned: {failed[-1]}"
         )
     rule = rule_of(config, task.view.layout)
+    kept = saved_result(out, config, history) if resume and out is not None else None
+    if kept is not None:  # nothing is computed anew, and what an audit added stays
+        install(task, rule, rule.start(task.view.read()))
+        return kept
     lines: dict[str, float] = {}
     if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)
         install(task, rule, state)  # a reference may have used this thread's task
     control: dict[str, float] = {}
-    if config.has_head or config.dp != "none":
+    if config.has_head or config.privacy.dp != "none":
         from fedvlm.federation.control_lines import control_lines
 
         control = control_lines(task)
@@ -298,14 +324,14 @@ def run_federation(
         leakage=[],
         config=config.to_dict(),
         versions=versions(),
-        seed=config.seed,
+        seed=config.training.seed,
         data=_described(task),
         adapter={
-            "kind": config.adapter,
+            "kind": config.adapter.kind,
             "parameters": task.view.size,
             "schema": task.view.schema,
             # The factor that nodes keep to themselves.
-            "personal": {"A": "B", "B": "A"}.get(config.share),
+            "personal": {"A": "B", "B": "A"}.get(config.server.share),
         },
         seconds={
             "prepare": ready - start,

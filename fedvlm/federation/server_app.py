@@ -5,10 +5,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedvlm.errors import ConfigError, FedVLMError
-from fedvlm.federation.run import run_federation
-from fedvlm.federation.terms import settings_of
-from fedvlm.federation.watch import ProgressFile, WatchedGrid
+from fedvlm.errors import ConfigError
+from fedvlm.federation.server_part import servers_config
+from fedvlm.federation.watched import watched_federation
 
 app = ServerApp()
 
@@ -21,7 +20,7 @@ def main(grid: Grid, context: Context) -> None:
     checkpoint there.
 
     Raises:
-        ConfigError: `resume` without `out`.
+        ConfigError: `resume` without `out`; a deployment's run without the server's part.
     """
     out, resume = str(context.run_config.get("out", "")), context.run_config.get("resume", False)
     if type(resume) is not bool:
@@ -29,21 +28,5 @@ def main(grid: Grid, context: Context) -> None:
     if resume and not out:
         raise ConfigError("resume needs out, the folder of the run to go on with")
     folder = Path(out) if out else None
-    progress = ProgressFile(folder, resume)
-    config = settings_of(context)
-    progress.write("start", rounds=config.rounds, clients=config.nodes, protect=config.protect)
-    try:
-        run_federation(
-            WatchedGrid(grid, progress),
-            config,
-            out=folder,
-            resume=resume,
-            on_round=lambda entry: progress.write("round", **{"entry": entry}),
-        )
-    except FedVLMError as error:
-        progress.write("failed", text=str(error), code=error.exit_code)
-        raise
-    except Exception as error:
-        progress.write("failed", text=f"{type(error).__name__}; see the SuperLink's log", code=1)
-        raise
-    progress.write("done")
+    config = servers_config(context.run_config, folder)
+    watched_federation(grid, config, out=folder, resume=resume)

@@ -5,7 +5,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.distributed import DistributedStrategy
 from fedvlm.federation.head_plan import shared_mechanism
 from fedvlm.federation.private import PrivateStrategy
@@ -37,7 +37,7 @@ class SharedNoiseStrategy(DistributedStrategy):
     def __init__(
         self,
         inner: Strategy,
-        config: SimulationConfig,
+        config: Config,
         size: int,
         images: int,
         roll: Roll | None = None,
@@ -45,7 +45,7 @@ class SharedNoiseStrategy(DistributedStrategy):
         PrivateStrategy.__init__(self, inner, config, roll)
         self.mechanism: SharedNoise = shared_mechanism(config, size)
         self._images = images
-        self._start(Ledger("example", config.epsilon, config.delta))
+        self._start(Ledger("example", config.privacy.epsilon, config.privacy.delta))
 
     def describe(self) -> dict[str, Any]:
         """Return the entry `privacy` of a result."""

@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, to_run_config
 from fedvlm.config.rules import keeps_personal
 from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
-from fedvlm.federation.grid import InProcessGrid
+from fedvlm.federation.grid import ClientFn, InProcessGrid
 from fedvlm.federation.result import Result
-from fedvlm.federation.run import OnRound, _ignore, run_federation
-from fedvlm.federation.task import Progress, quiet
+from fedvlm.federation.run import OnRound, _ignore
+from fedvlm.federation.task import Progress, device_of, quiet
 from fedvlm.federation.terms import he_policy
+from fedvlm.federation.watch import Listener, _nobody
+from fedvlm.federation.watched import watched_federation
+from fedvlm.models.placement import side_by_side
 
 
-def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resume: bool) -> None:
+def _give_folders(grid: InProcessGrid, config: Config, out: Path, resume: bool) -> None:
     """Give the simulated nodes folders of their own for ledgers and personal parts."""
-    if config.dp not in ("example", "distributed") and not keeps_personal(config):
+    if config.privacy.dp not in ("example", "distributed") and not keeps_personal(config):
         return
     place = out / "nodes"
     if not resume and place.exists():
@@ -29,12 +32,12 @@ def _give_folders(grid: InProcessGrid, config: SimulationConfig, out: Path, resu
 
 
 @contextmanager
-def give_keys(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
+def give_keys(grid: InProcessGrid, config: Config) -> Iterator[None]:
     """Give the simulated nodes their keys, for this run only: one each, or under HE one for all."""
-    if config.protect == "plain":
+    if config.protection.protect == "plain":
         yield
         return
-    if config.protect == "he":
+    if config.protection.protect == "he":
         from secure.he.policy import provision_key
 
         with tempfile.TemporaryDirectory() as name:
@@ -56,12 +59,14 @@ def give_keys(grid: InProcessGrid, config: SimulationConfig) -> Iterator[None]:
 
 
 def simulate(
-    config: SimulationConfig | None = None,
+    config: Config | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
+    client: ClientFn = app,
+    on_event: Listener = _nobody,
 ) -> Result:
     """Federate an adapter over simulated clients, all in this process.
 
@@ -74,6 +79,8 @@ def simulate(
         resume: Go on from the checkpoint in `out`.
         progress: Called with (task, done, total) during preparation.
         on_round: Called with each round's entry as soon as it is known.
+        client: What every node runs; another one to simulate an attacker among them.
+        on_event: Called with each event as it comes: who is asked, who has answered.
 
     Returns:
         The result.
@@ -81,15 +88,22 @@ def simulate(
     Raises:
         FedVLMError: See `run_federation`.
     """
-    config = config or SimulationConfig()
-    grid = InProcessGrid(app, config.nodes, config.to_run_config(), config.workers)
+    config = config or Config()
+    workers = side_by_side(config.server.workers, device_of(config))
+    grid = InProcessGrid(client, config.nodes, to_run_config(config), workers)
     folder = Path(out) if out is not None else None
     if folder is not None:
         _give_folders(grid, config, folder, resume)
     try:
         with give_keys(grid, config):
-            return run_federation(
-                grid, config, out=folder, resume=resume, progress=progress, on_round=on_round
+            return watched_federation(
+                grid,
+                config,
+                out=folder,
+                resume=resume,
+                progress=progress,
+                on_round=on_round,
+                on_event=on_event,
             )
     except Exception as error:
         # In a deployment the reason stays with the client; in one process it is ours to show.

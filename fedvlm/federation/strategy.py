@@ -10,15 +10,17 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
+from fedvlm.federation.scores import mean_of, one_score, whole_record
 from fedvlm.federation.subset import Subset
 from fedvlm.federation.transcript import Seen, Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
@@ -70,28 +72,31 @@ def _digest(message: Message) -> bytes:
         return b""
 
 
-def inner_strategy(config: SimulationConfig) -> FedAvg:
+def inner_strategy(config: Config) -> FedAvg:
     """Return Flower's strategy for a configuration.
 
     FedProx is a term of the client's loss; on the server it is the same average.
     """
-    common = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
-    common |= {"min_train_nodes": 1, "min_available_nodes": 1}
-    if config.adapter == "head":  # a step's rate is the map's, whatever the server's optimiser
+    scored = config.server.node_scores != "none"
+    common: dict[str, Any] = {"fraction_evaluate": float(scored), "min_evaluate_nodes": int(scored)}
+    if scored and config.protection.secure:
+        common["evaluate_metrics_aggr_fn"] = whole_record
+    common |= {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    if config.adapter.kind == "head":  # a step's rate is the map's, whatever the optimiser's
         return FedAvgM(
             **common,
-            server_learning_rate=config.head_rate,
-            server_momentum=config.server_momentum,
+            server_learning_rate=config.adapter.rate,
+            server_momentum=config.server.momentum,
         )
-    if config.server_optimizer == "fedavgm":
+    if config.server.optimizer == "fedavgm":
         return FedAvgM(
             **common,
-            server_learning_rate=config.server_learning_rate,
-            server_momentum=config.server_momentum,
+            server_learning_rate=config.server.learning_rate,
+            server_momentum=config.server.momentum,
         )
     adaptive = {"fedadam": FedAdam, "fedyogi": FedYogi, "fedadagrad": FedAdagrad}
-    if config.server_optimizer in adaptive:
-        return adaptive[config.server_optimizer](**common, eta=config.server_learning_rate)
+    if config.server.optimizer in adaptive:
+        return adaptive[config.server.optimizer](**common, eta=config.server.learning_rate)
     return FedAvg(**common)
 
 
@@ -110,7 +115,7 @@ class FederationStrategy(WrappingStrategy):
     def __init__(
         self,
         inner: Strategy,
-        config: SimulationConfig,
+        config: Config,
         schema: str,
         rounds_done: int = 0,
         transcript: Transcript | None = None,
@@ -120,6 +125,7 @@ class FederationStrategy(WrappingStrategy):
         self._roll = roll or Roll(config.nodes)
         self.costs: dict[int, RoundCost] = {}
         self.abandoned: dict[int, str] = {}
+        self.scores: dict[int, dict[str, float]] = {}
         self._config = config
         self._schema = schema
         self._rounds_done = rounds_done
@@ -129,10 +135,10 @@ class FederationStrategy(WrappingStrategy):
 
     def _draw(self, server_round: int, grid: Grid) -> list[int]:
         nodes = self._roll.call(grid)
-        if self._config.dp == "client":
+        if self._config.privacy.dp == "client":
             return nodes  # drawn by secret coins further in, never by the experiment's seed
-        count = max(MIN_CLIENTS, round(self._config.fraction * len(nodes)))
-        rng = ExperimentSeed(self._config.seed).numpy("sampling", server_round)
+        count = max(MIN_CLIENTS, round(self._config.server.fraction * len(nodes)))
+        rng = ExperimentSeed(self._config.training.seed).numpy("sampling", server_round)
         # Places, never ids: NumPy makes floats of a list of ids on both sides of 2^63.
         drawn = rng.choice(len(nodes), size=min(count, len(nodes)), replace=False)
         return [nodes[place] for place in sorted(drawn.tolist())]
@@ -149,7 +155,7 @@ class FederationStrategy(WrappingStrategy):
         subset = Subset(grid, self._draw(number, grid))
         messages = list(self.inner.configure_train(number, arrays, config, subset))
         self._download_bytes = _payload_bytes(messages[0]) if messages else 0
-        if self._config.dp == "client":  # a 0 would tell that nobody was drawn
+        if self._config.privacy.dp == "client":  # a 0 would tell that nobody was drawn
             self._download_bytes = arrays.count_bytes() + config.count_bytes()
         return messages
 
@@ -160,7 +166,7 @@ class FederationStrategy(WrappingStrategy):
         out = []
         for reply in replies:
             node = reply.metadata.src_node_id
-            read = read_reply(reply, self._size, _TOLD[self._config.dp == "none"])
+            read = read_reply(reply, self._size, _TOLD[self._config.privacy.dp == "none"])
             if read is None:
                 log.warning(
                     "round %d: client %d is left out, its reply is no adapter of this run",
@@ -188,9 +194,9 @@ class FederationStrategy(WrappingStrategy):
         # A sum in floating point depends on its order: order by content, not by arrival.
         batch = sorted(replies, key=_digest)
         good = [reply for reply in batch if not reply.has_error()]
-        plain = self._config.protect == "plain"
+        plain = self._config.protection.protect == "plain"
         seen = self._read(number, good) if plain else []
-        if plain and self._config.dp != "client":
+        if plain and self._config.privacy.dp != "client":
             # Under secure summing the protocol has its own quorum, and abandons the round by
             # itself. Under client-level DP the noise hides how many came, none included, and
             # what can't be read counts as zero.
@@ -223,8 +229,8 @@ class FederationStrategy(WrappingStrategy):
             self._abandon(number, "no aggregate")
         told = dict(metrics or {})
         count, upload = len(good), sum(map(_payload_bytes, good)) / max(1, len(good))
-        if self._config.dp == "client":  # who came is secret: report what is public
-            count = round(self._config.fraction * self._config.nodes)
+        if self._config.privacy.dp == "client":  # who came is secret: report what is public
+            count = round(self._config.server.fraction * self._config.nodes)
             upload = len(arrays[VECTOR].data) if arrays is not None else 0
         self.costs[number] = RoundCost(
             clients=count,
@@ -235,6 +241,37 @@ class FederationStrategy(WrappingStrategy):
             train_loss=_as_float(told.get("train-loss")),
         )
         return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask all nodes to score the round's adapter, where the run has them do so.
+
+        It is sent as it would be in the next round: personal parts are those after this one.
+        """
+        number = server_round + self._rounds_done
+        if not self._config.scores_after(number):
+            return []
+        config["schema"] = self._schema
+        subset = Subset(grid, self._roll.call(grid))
+        return list(self.inner.configure_evaluate(number + 1, arrays, config, subset))
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Keep the one accuracy of all nodes; single nodes' are seen by who sums in clear."""
+        number = server_round + self._rounds_done
+        if not self._config.scores_after(number):
+            return None
+        if self._config.protection.protect == "plain":
+            told, count = mean_of(replies)
+            if count < MIN_CLIENTS:
+                log.warning("round %d: %d nodes told a score, too few for a mean", number, count)
+                return None
+        else:
+            told = self.inner.aggregate_evaluate(number + 1, replies)
+        self.scores[number] = one_score(told or {})
+        return None
 
 
 def _as_float(value) -> float | None:

@@ -1,31 +1,39 @@
 """What a party of the federation works on: model, adapter, data and splits."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedvlm.adapters import FlatView, attach
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.data import ImageTextData, Splits, load_emoji, load_folder, make_splits
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.errors import ConfigError
 from fedvlm.federation.no_data import NO_DATA, nothing
-from fedvlm.federation.own_data import own_splits
+from fedvlm.federation.own_data import held_out, own_splits
+from fedvlm.mitigation.repairs import Repair
 from fedvlm.models import LoadedModel, load_model
+from fedvlm.models.placement import dtype_of, place, resolve_device
+from fedvlm.models.sharing import Placed, shared_copy
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training import EncodedPairs, Evaluator, encode_pairs, train_adapter
+from fedvlm.training.pooled import with_pooled
 
 # Models are made one at a time: transformers and peft draw initial values from torch's global
 # generator, and two threads at once would draw from each other's seed.
 _lock = threading.Lock()
-_SPLIT_KEYS = ("seed", "clients", "partition", "alpha", "membership")
 _shared: dict[tuple, tuple[ImageTextData, EncodedPairs, Splits]] = {}
 _own: dict[tuple[str, str], tuple[ImageTextData, EncodedPairs, Splits]] = {}
+_bases: dict[tuple, LoadedModel] = {}
+_placed: dict[tuple[torch.device, torch.dtype], Placed] = {}
+_pooled: dict[tuple, tuple[EncodedPairs, EncodedPairs]] = {}
 _local = threading.local()
 
 
@@ -43,9 +51,12 @@ class Task:
         view: The adapter's trainable parameters as one vector.
         initial: Shape (P,), float32: the adapter that everybody starts from.
         own: The pairs of the client whose task it is; None for the server's.
+        repair: What a mitigation adds to each example's loss; None for nothing.
+        inputs: What it is trained and evaluated on: `pairs`, or the features of a frozen tower.
+        held: Those that it holds out, to score an adapter on; None where it holds out none.
     """
 
-    config: SimulationConfig
+    config: Config
     seed: ExperimentSeed
     data: ImageTextData
     pairs: EncodedPairs
@@ -54,6 +65,9 @@ class Task:
     view: FlatView
     initial: NDArray[np.float32]
     own: NDArray[np.int64] | None = None
+    repair: Repair | None = None
+    inputs: EncodedPairs | None = None
+    held: NDArray[np.int64] | None = None
 
     def rows(self, client: int) -> NDArray[np.int64]:
         """Return the pairs that a client trains on: its own, or those that it was dealt."""
@@ -68,16 +82,17 @@ class Task:
         return train_adapter(
             self.model.vlm,
             self.view,
-            self.pairs,
+            self.inputs or self.pairs,
             self.rows(client),
-            self.config.local_settings(server_round),
+            self.config.training.local_settings(server_round),
             self.seed.numpy("client", client, server_round),
+            self.repair,
         )
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """Evaluates the model on validation, test, OOD, withheld and retention."""
-        return Evaluator(self.pairs, self.parts, self.topic_captions)
+        return Evaluator(self.inputs or self.pairs, self.parts, self.topic_captions)
 
     @property
     def parts(self) -> dict[str, NDArray[np.int64]]:
@@ -106,9 +121,7 @@ def load_data(name: str, progress: Progress = quiet) -> ImageTextData:
     return load_emoji(progress) if name == "emoji" else load_folder(Path(name))
 
 
-def load_task(
-    config: SimulationConfig, progress: Progress = quiet, client: int | None = None
-) -> Task:
+def load_task(config: Config, progress: Progress = quiet, client: int | None = None) -> Task:
     """Load what a party of a simulation works on; data is shared in a process, models are not.
 
     A thread keeps the task of the last configuration that it asked for, so that a client's next
@@ -126,21 +139,24 @@ def load_task(
     key = (config, None)
     if getattr(_local, "key", None) != key:
         with _lock:
-            model = load_model(config.model)
-            where = (config.data, config.model, *(getattr(config, name) for name in _SPLIT_KEYS))
-            if config.data == NO_DATA and where not in _shared:
+            model = _base_model(config, config.model.name)
+            where = (config.data, config.model, config.training.seed)
+            if config.data.source == NO_DATA and where not in _shared:
                 _shared.clear()
                 _shared[where] = nothing()
             elif where not in _shared:
-                data = load_data(config.data, progress)
+                data = load_data(config.data.source, progress)
                 splits = make_splits(
                     data,
-                    ExperimentSeed(config.seed),
-                    **{name: getattr(config, name) for name in _SPLIT_KEYS[1:]},
+                    ExperimentSeed(config.training.seed),
+                    clients=config.data.clients,
+                    partition=config.data.partition,
+                    alpha=config.data.alpha,
+                    membership=config.data.membership,
                 )
                 _shared.clear()  # one at a time: features are large
                 _shared[where] = (data, encode_pairs(data, model, progress, splits.images), splits)
-            built = _task(config, model, *_shared[where])
+            built = _task(config, model, *_shared[where], progress)
         _local.key, _local.task = key, built
     task: Task = _local.task
     if client is None:
@@ -151,11 +167,31 @@ def load_task(
             f"data = {NO_DATA!r} leaves the clients to data of their own, which this one has not; "
             "name its folder in node.toml"
         )
-    return replace(task, own=parts[client] if client < len(parts) else parts[0][:0])
+    own = parts[client] if client < len(parts) else parts[0][:0]
+    if config.server.node_scores == "none" or not len(own):
+        return replace(task, own=own)
+    held = held_out([task.data.encoded[row] for row in own])
+    return replace(task, own=own[~held], held=own[held])
+
+
+@contextmanager
+def standing_in(config: Config, change: Callable[[Task], Task]) -> Iterator[None]:
+    """Let this thread load a changed task of a configuration, as a simulated attacker would.
+
+    Args:
+        config: The federation's configuration.
+        change: Returns the task that is loaded in the block; other threads load the plain one.
+    """
+    task = load_task(config)
+    _local.task = change(task)
+    try:
+        yield
+    finally:
+        _local.key, _local.task = (config, None), task
 
 
 def load_own_task(
-    config: SimulationConfig,
+    config: Config,
     folder: Path,
     model_name: str,
     check: Callable[[LoadedModel], None] | None = None,
@@ -175,7 +211,7 @@ def load_own_task(
     key = (config, folder)
     if getattr(_local, "key", None) != key:
         with _lock:
-            model = load_model(model_name)
+            model = _base_model(config, model_name)
             if check is not None:
                 check(model)
             where = (str(folder), model_name)
@@ -183,23 +219,112 @@ def load_own_task(
                 data = load_folder(folder)
                 splits = own_splits(data)
                 _own[where] = (data, encode_pairs(data, model, quiet, splits.images), splits)
-            built = _task(config, model, *_own[where])
+            built = _task(config, model, *_own[where], quiet)
         _local.key, _local.task = key, built
     task: Task = _local.task
-    return replace(task, own=task.splits.clients[0])
+    return replace(task, own=task.splits.clients[0], held=task.splits.test)
 
 
-def _task(
-    config: SimulationConfig,
+def bare_model(name: str) -> LoadedModel:
+    """Load a base model without adapter or data.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    with _lock:
+        return load_model(name)
+
+
+def bare_schema(config: Config, model: LoadedModel) -> str:
+    """Put a run's adapter on a base model and return the hash of its schema.
+
+    Raises:
+        ConfigError: The adapter doesn't fit the model.
+    """
+    with _lock:
+        return attach(model.vlm, config.adapter.spec, ExperimentSeed(config.training.seed)).schema
+
+
+def _version(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Return what tells whether a model's folder, or a user's own file, is as it was."""
+    place = Path(name.removeprefix("python:").rpartition(":")[0] or name).expanduser()
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    states = [(path.name, path.stat()) for path in files if path.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _base_model(config: Config, name: str) -> LoadedModel:
+    """Load a base model, or share the one that this process holds already."""
+    if config.server.rule == "fedex":  # writes to the base weights
+        return load_model(name)
+    key = (name, _version(name))
+    if key not in _bases:
+        _bases.clear()
+        _placed.clear()
+        _bases[key] = load_model(name)
+    if config.training.dtype != "float32" and _bases[key].vlm.hash_as_loaded is None:
+        # Before anything is rounded, and once for all copies.
+        _bases[key].vlm.hash_as_loaded = _bases[key].hashes.weights
+    model = shared_copy(_bases[key])
+    if config.training.loaders:
+        setattr(model.processor, "loaders", config.training.loaders)  # noqa: B010
+    return model
+
+
+def device_of(config: Config) -> torch.device:
+    """Return where a configuration trains on this machine.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    name = config.training.device
+    return resolve_device("cpu" if config.on_cpu and name == "auto" else name)
+
+
+def _place(config: Config, model: LoadedModel) -> None:
+    """Move a model with its adapter to the device; base weights that are there are shared."""
+    device, dtype = device_of(config), dtype_of(config.training.dtype)
+    if config.server.rule == "fedex":
+        place(model.vlm, device, dtype)
+        return
+    there = _placed.setdefault((device, dtype), Placed(device, dtype))
+    there.place(model.vlm)
+
+
+def _features(
+    config: Config,
     model: LoadedModel,
     data: ImageTextData,
     pairs: EncodedPairs,
     splits: Splits,
+    progress: Progress,
+) -> EncodedPairs:
+    """Return pairs with the features of a frozen image tower; once for all threads."""
+    if model.name == "embedded":  # its frozen stem's features are kept already
+        return pairs
+    training = config.training
+    key = (data.fingerprint, model.name, config.adapter, training.device, training.dtype)
+    if key not in _pooled:
+        _pooled.clear()
+        _pooled[key] = (pairs, with_pooled(pairs, data, model, splits.images, progress))
+    held, found = _pooled[key]
+    return found if held is pairs else with_pooled(pairs, data, model, splits.images, progress)
+
+
+def _task(
+    config: Config,
+    model: LoadedModel,
+    data: ImageTextData,
+    pairs: EncodedPairs,
+    splits: Splits,
+    progress: Progress,
 ) -> Task:
-    seed = ExperimentSeed(config.seed)
-    view = attach(model.vlm, config.adapter_spec(), seed)
+    seed = ExperimentSeed(config.training.seed)
+    view = attach(model.vlm, config.adapter.spec, seed)
     if not config.has_head:
-        return Task(config, seed, data, pairs, splits, model, view, view.read())
+        _place(config, model)
+        found = _features(config, model, data, pairs, splits, progress)
+        return Task(config, seed, data, pairs, splits, model, view, view.read(), inputs=found)
     from fedvlm.federation.head_plan import plan_reading, prepare
 
     prepare(config, model, data, pairs, splits)

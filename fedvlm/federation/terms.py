@@ -9,36 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, from_run_config
 from fedvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from secure.aggregation import LanePlan, Policy
     from secure.he.policy import HEPolicy
 
-# Keys of the run config that say where and how it runs, and decide no result.
-PLACES = ("out", "identities", "resume")
 _QUANTISATION_ERROR = 1e-5
 _MAX_EXAMPLES = 1_000
 _LEAST_SECURE = 3
 
 
-def settings_of(context: Context) -> SimulationConfig:
+def settings_of(context: Context) -> Config:
     """Return the configuration that a run config carries."""
     return _settings(tuple(sorted(context.run_config.items())))
 
 
 @lru_cache(maxsize=4)
-def _settings(items: tuple[tuple[str, Any], ...]) -> SimulationConfig:
-    return config_from({key: value for key, value in items if key not in PLACES})
+def _settings(items: tuple[tuple[str, Any], ...]) -> Config:
+    return from_run_config(dict(items))
 
 
-def max_weight(config: SimulationConfig) -> int:
+def max_weight(config: Config) -> int:
     """Return where a client's weight is clamped: under DP every client weighs 1, and tells that."""
-    return _MAX_EXAMPLES if config.dp == "none" else 1
+    return _MAX_EXAMPLES if config.privacy.dp == "none" else 1
 
 
-def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy":
+def secure_policy(config: Config, size: int | None = None) -> "Policy":
     """Return the terms of secure aggregation for a configuration.
 
     Args:
@@ -55,10 +53,10 @@ def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy"
     """
     from secure.aggregation import Policy
 
-    if config.clients < _LEAST_SECURE:
-        raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.clients}")
-    mode = "active" if config.protect == "secagg-active" else "semi-honest"
-    if config.shares_noise:
+    if config.data.clients < _LEAST_SECURE:
+        raise ConfigError(f"secure aggregation needs at least 3 clients; got {config.data.clients}")
+    mode = "active" if config.protection.protect == "secagg-active" else "semi-honest"
+    if config.privacy.shares_noise:
         from fedvlm.federation.distributed import distributed_policy
 
         if size is None:
@@ -80,24 +78,33 @@ def secure_policy(config: SimulationConfig, size: int | None = None) -> "Policy"
     return _least(config, terms, config.cohort)
 
 
-def _lanes(config: SimulationConfig) -> "LanePlan":
+def _lanes(config: Config) -> "LanePlan":
     """Return how fine a secure sum is: as fine as ever, or as few bits as were asked for."""
     from secure.aggregation import plan
 
     weight = max_weight(config)
-    if config.compression == "rounding":
+    if config.protection.compression == "rounding":
         from fedvlm.federation.rules.rounding import rounding_error
 
-        error = rounding_error(config.rounding_bits, config.update_bound, config.clients)
+        error = rounding_error(
+            config.protection.rounding_bits, config.protection.update_bound, config.data.clients
+        )
         # That of clients of full weight: bits, and not weights, decide.
-        return plan(config.clients, config.update_bound, error, weight, examples=weight)
+        return plan(
+            config.data.clients, config.protection.update_bound, error, weight, examples=weight
+        )
     # How many pairs the clients hold is public where it is given, and 1 holds for everybody.
-    examples = float(min(weight, max(1, config.mean_pairs)))
-    return plan(config.clients, config.update_bound, _QUANTISATION_ERROR, weight, examples)
+    examples = float(min(weight, max(1, config.privacy.mean_pairs)))
+    return plan(
+        config.data.clients, config.protection.update_bound, _QUANTISATION_ERROR, weight, examples
+    )
 
 
-def _least(config: SimulationConfig, terms: "Policy", cohort: int) -> "Policy":
-    """Put in the fewest clients of a sum: the cohort's quorum, or more where the run asks so."""
+def _least(config: Config, terms: "Policy", cohort: int) -> "Policy":
+    """Put in the fewest clients of a sum: the cohort's quorum, or more where the run asks so.
+
+    Never fewer than the roster's colluders and three honest ones, whatever the cohort.
+    """
     from secure.errors import PolicyError
 
     try:
@@ -106,15 +113,16 @@ def _least(config: SimulationConfig, terms: "Policy", cohort: int) -> "Policy":
         raise ConfigError(
             f"no sum of {cohort} of {config.nodes} clients is safe: {error}; raise fraction"
         ) from None
-    if config.min_clients > cohort:
+    if config.protection.min_clients > cohort:
         raise ConfigError(
-            f"min_clients is {config.min_clients}, and a round asks {cohort}; raise fraction or "
-            "clients"
+            f"min_clients is {config.protection.min_clients}, and a round asks {cohort}; raise "
+            "fraction or clients"
         )
-    return replace(terms, min_clients=max(quorum, config.min_clients))
+    honest = replace(terms, min_clients=None).fewest
+    return replace(terms, min_clients=max(quorum, honest, config.protection.min_clients))
 
 
-def he_policy(config: SimulationConfig) -> "HEPolicy":
+def he_policy(config: Config) -> "HEPolicy":
     """Return the terms of summing under encryption for a configuration.
 
     As under secure aggregation, `update_bound` holds for each of the P parameters, so that the
@@ -125,16 +133,21 @@ def he_policy(config: SimulationConfig) -> "HEPolicy":
     """
     from secure.he.policy import HEPolicy
 
-    if config.clients < 3:
-        raise ConfigError(f"sums under encryption need at least 3 clients; got {config.clients}")
+    if config.data.clients < 3:
+        raise ConfigError(
+            f"sums under encryption need at least 3 clients; got {config.data.clients}"
+        )
     policy = HEPolicy(
-        config.clients, config.update_bound, config.rounds, max_weight=max_weight(config)
+        config.data.clients,
+        config.protection.update_bound,
+        config.training.rounds,
+        max_weight=max_weight(config),
     )
     _fits(config, policy.quorum)
     return policy
 
 
-def _fits(config: SimulationConfig, least: int) -> None:
+def _fits(config: Config, least: int) -> None:
     """Refuse what no round could ever satisfy, before a message is sent.
 
     Raises:
@@ -142,7 +155,7 @@ def _fits(config: SimulationConfig, least: int) -> None:
     """
     if config.cohort < least:
         raise ConfigError(
-            f"protect = {config.protect!r} sums at least {least} clients, and a round asks "
-            f"{config.cohort} (fraction {config.fraction:g} of {config.nodes}); raise fraction or "
-            "clients"
+            f"protect = {config.protection.protect!r} sums at least {least} clients, and a round "
+            f"asks {config.cohort} (fraction {config.server.fraction:g} of {config.nodes}); raise "
+            "fraction or clients"
         )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fedvlm.adapters import load_adapter, merge
+from fedvlm.config import config_from
 from fedvlm.data import load_emoji
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.result import Result
@@ -96,9 +97,9 @@ def load_owned(model: str = "embedded", run: Path | None = None) -> OwnedModel:
     if run is None:
         return OwnedModel(load_model(model), model, None)
     config = Result.load(run).config
-    if not isinstance(config.get("model"), str):
+    if "model" not in config:
         raise ConfigError(f"the result in {run} names no model")
-    name = config["model"]
+    name = config_from({"model": config["model"]}).model.name
     loaded = load_model(name)
     load_adapter(loaded.vlm, run / "adapter")
     merge(loaded.vlm)

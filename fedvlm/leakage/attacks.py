@@ -102,7 +102,7 @@ def _cosine_to_sum(view: View, probe: Probe, who: Candidates) -> Array:
 def _client_alignment(view: View, probe: Probe, who: Candidates) -> tuple[Array, Array, Array]:
     """Return dots (T, K, N), gradient norms (T, N) and update norms (T, K)."""
     # Clients beyond the configured number are canaries, and no one's to be told from.
-    updates = view.need("updates", "server attacks")[:, : probe.task.config.clients]
+    updates = view.need("updates", "server attacks")[:, : probe.task.config.data.clients]
     found = [
         probe.alignment(start, who.indices, update)
         for start, update in zip(view.need("globals_", "server attacks"), updates, strict=True)

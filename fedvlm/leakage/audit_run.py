@@ -161,7 +161,9 @@ def audit_run(
         LeakySplitError: The split is told apart without the trained model.
     """
     config, result = run_config(folder), Result.load(folder)
-    task = load_task(config, progress)
+    # Attacks are computed on the CPU in float32, wherever the run was.
+    here = replace(config.training, device="cpu", dtype="float32")
+    task = load_task(replace(config, training=here), progress)
     candidates = distinct(task, candidates_of(task, per_client))
     probe = Probe(task)
     claim = claim_of(result)
@@ -201,9 +203,9 @@ def audit_run(
             coins="fair",  # the experiment's, thrown by the split
         )
     planted = None
-    stated = config.dp != "none" and claim is not None
-    share = alpha / (1 + bool(config.canaries) + stated)
-    if config.canaries:
+    stated = config.privacy.dp != "none" and claim is not None
+    share = alpha / (1 + bool(config.audit.canaries) + stated)
+    if config.audit.canaries:
         progress("canaries", 0, 1)
         planted = audit_canaries(folder, config, task.view.size, claim, share)
     progress("checks", 0, 1)
@@ -221,12 +223,12 @@ def _identity(task: Task, probe: Probe) -> dict[str, Any]:
     """Name what was audited. Under DP without its data: a hash of them confirms a guess."""
     config = task.config
     public = {
-        "seed": config.seed,
-        "model": config.model,
+        "seed": config.training.seed,
+        "model": config.model.name,
         "backbone": _backbone_hash(task.model.vlm),
         "schema": task.view.schema,
     }
-    if config.dp != "none":
+    if config.privacy.dp != "none":
         return public
     return public | {
         "data": task.data.fingerprint,
@@ -249,5 +251,5 @@ def _possible(name: str, probe: Probe) -> bool:
     if name == "aea":
         return probe.task.model.name == "embedded"
     if name == "fed-mia":
-        return probe.task.config.clients >= 3
+        return probe.task.config.data.clients >= 3
     return name not in ("attack-p", "rmia") or len(probe.population) > 0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, Canaries
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.result import Result
 from fedvlm.leakage.audit import AuditResult
@@ -66,7 +66,7 @@ class CanaryAudit:
         }
 
 
-def canary_scores(view: View, canaries: Canaries, config: SimulationConfig) -> NDArray[np.float64]:
+def canary_scores(view: View, canaries: Canaries, config: Config) -> NDArray[np.float64]:
     """Return how much of each canary a party finds in what it saw: shape (m,).
 
     Raises:
@@ -74,7 +74,7 @@ def canary_scores(view: View, canaries: Canaries, config: SimulationConfig) -> N
     """
     if view.updates is not None:
         if config.canary_clients:  # each is alone in an update
-            sent = view.updates[:, config.clients :].sum(axis=0)
+            sent = view.updates[:, config.data.clients :].sum(axis=0)
             return np.einsum("mp,mp->m", canaries.directions, sent).astype(np.float64)
         return canaries.scores(view.updates[:, HOST].sum(axis=0))
     if view.aggregates is not None:
@@ -82,14 +82,14 @@ def canary_scores(view: View, canaries: Canaries, config: SimulationConfig) -> N
     return canaries.scores(view.need("released", "canaries") - view.initial)
 
 
-def canaries_in(folder: Path, config: SimulationConfig, size: int) -> Canaries:
+def canaries_in(folder: Path, config: Config, size: int) -> Canaries:
     """Return the canaries of a run.
 
     Raises:
         ConfigError: The run planted none.
         IntegrityError: The transcript names others.
     """
-    if not config.canaries:
+    if not config.audit.canaries:
         raise ConfigError(f"{folder} planted no canaries; run it with canaries = 200, say")
     canaries = Canaries.of_run(config, size)
     index = json.loads((folder / "transcript" / "index.json").read_text(encoding="utf-8"))
@@ -99,20 +99,20 @@ def canaries_in(folder: Path, config: SimulationConfig, size: int) -> Canaries:
 
 
 def _conformance(
-    folder: Path, config: SimulationConfig, result: Result, canaries: Canaries, alpha: float
+    folder: Path, config: Config, result: Result, canaries: Canaries, alpha: float
 ) -> Conformance | None:
     """Check the released sums where result and configuration state what they are made of."""
     if result.privacy is None or not config.canary_clients or not_released(config):
         return None
     released = read_released(folder, config, result)
-    rate = config.fraction if config.dp == "client" else 1.0
+    rate = config.server.fraction if config.privacy.dp == "client" else 1.0
     return check_mechanism(
         released.totals, canaries, released.clip_norms, released.stds, alpha, rate
     )
 
 
 def audit_canaries(
-    folder: Path, config: SimulationConfig, size: int, claim: Claim | None, alpha: float
+    folder: Path, config: Config, size: int, claim: Claim | None, alpha: float
 ) -> CanaryAudit:
     """Audit a run by its canaries, α split among vantages and the check of the mechanism.
 
@@ -139,7 +139,7 @@ def audit_canaries(
         except WrongVantageError:
             continue
         # A server that adds the noise itself has seen the updates before it.
-        covered = not (config.dp == "client" and vantage is Vantage.V1)
+        covered = not (config.privacy.dp == "client" and vantage is Vantage.V1)
         scores = canary_scores(view, canaries, config)
         results.append(
             AuditResult(
@@ -159,8 +159,8 @@ def audit_canaries(
     if config.canary_clients:
         view = View.from_run(folder, Vantage.V4)
         cosines = canaries.cosines(view.need("released", "andrew") - view.initial)
-        andrew = andrew_estimate(cosines[canaries.planted], size, config.delta).value
-    power = canary_power(config.canaries, claim, share) if claim is not None else None
+        andrew = andrew_estimate(cosines[canaries.planted], size, config.privacy.delta).value
+    power = canary_power(config.audit.canaries, claim, share) if claim is not None else None
     return CanaryAudit(
         results, bits, andrew, _conformance(folder, config, result, canaries, share), power
     )

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.result import Result
@@ -13,7 +13,7 @@ from fedvlm.privacy.ledger import Ledger
 from fedvlm.privacy.profile import privacy_profile
 
 
-def ledgers_of(folder: Path, config: SimulationConfig) -> list[Ledger]:
+def ledgers_of(folder: Path, config: Config) -> list[Ledger]:
     """Return the ledgers in a run's checkpoint: one, or one a client under example-level DP.
 
     Raises:
@@ -24,11 +24,10 @@ def ledgers_of(folder: Path, config: SimulationConfig) -> list[Ledger]:
     state = Checkpoint.load(folder, config, schema).state
     try:
         text = str(state["privacy"])
-        if (
-            config.dp == "example" and not config.shares_noise
-        ):  # by node; ids of nodes may be any numbers
+        if config.privacy.dp == "example" and not config.privacy.shares_noise:
+            # By node; ids of nodes may be any numbers.
             return [Ledger.from_json(one) for one in json.loads(text).values()]
-        if config.dp == "client":
+        if config.privacy.dp == "client":
             text = json.loads(text)["ledger"]
         return [Ledger.from_json(text)]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -37,7 +36,7 @@ def ledgers_of(folder: Path, config: SimulationConfig) -> list[Ledger]:
         ) from error
 
 
-def profile_claim(folder: Path, config: SimulationConfig, claim: Claim) -> Claim:
+def profile_claim(folder: Path, config: Config, claim: Claim) -> Claim:
     """Return a run's claim with the privacy profile that its ledger stands for.
 
     Where each client has a ledger, that of the client that spent most: it claims least.

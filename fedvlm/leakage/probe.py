@@ -62,10 +62,10 @@ def candidates_of(task: Task, per_client: int) -> Candidates:
     Raises:
         ConfigError: The run has no i.i.d. non-members.
     """
-    if task.config.membership != "half":
+    if task.config.data.membership != "half":
         raise ConfigError(
             "an audit needs non-members drawn like the members: run with membership = 'half' "
-            f"(this run has {task.config.membership!r}); other non-members measure shift"
+            f"(this run has {task.config.data.membership!r}); other non-members measure shift"
         )
     rng = task.seed.numpy("audit", "candidates")
     indices, inside, clients = [], [], []

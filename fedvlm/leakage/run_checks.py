@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.result import Result
 from fedvlm.leakage.draws import draws_p_value, least_share, rounds_to_tell
@@ -173,15 +173,15 @@ def draw_check(released: Released, share: float) -> Check | str:
     return _by_chance("draws of clients", p, share, f"most suspicious: {what}", unseen)
 
 
-def ledger_checks(folder: Path, config: SimulationConfig, result: Result) -> list[Check | str]:
+def ledger_checks(folder: Path, config: Config, result: Result) -> list[Check | str]:
     """Check the number of releases on the ledger, and ε by an accountant of its own."""
     record = Record.read(folder)
     rounds = len(record.adapters) - 1
-    per_client = config.dp == "example" and not config.shares_noise
+    per_client = config.privacy.dp == "example" and not config.privacy.shares_noise
     steps, asked = int(stated(result, "steps_per_round")) if per_client else 1, rounds
     if per_client and record.updates is not None:
         asked = int(record.heard.sum(axis=0).max())
-    elif per_client and config.fraction < 1:
+    elif per_client and config.server.fraction < 1:
         return ["ledger: which clients were asked in which round isn't in the transcript"]
     out: list[Check | str] = []
     try:
@@ -200,7 +200,7 @@ def ledger_checks(folder: Path, config: SimulationConfig, result: Result) -> lis
     z, rate = stated(result, "noise_multiplier"), stated(result, "sample_rate", 1.0)
     delta, claimed = stated(result, "delta"), stated(result, "epsilon")
     least = epsilon_at_least(z, rate, steps * asked, delta)
-    law = "Gaussian noise of the same size" if config.shares_noise else "its noise"
+    law = "Gaussian noise of the same size" if config.privacy.shares_noise else "its noise"
     out.append(
         Check(
             "epsilon counted again",
@@ -214,7 +214,7 @@ def ledger_checks(folder: Path, config: SimulationConfig, result: Result) -> lis
 
 
 def check_run(
-    folder: Path, config: SimulationConfig, result: Result, alpha: float = 0.05
+    folder: Path, config: Config, result: Result, alpha: float = 0.05
 ) -> RunChecks | None:
     """Hold a private run's transcript against what the run states.
 
@@ -237,7 +237,7 @@ def check_run(
         ConfigError: The run kept no transcript.
         IntegrityError: Transcript and result don't fit.
     """
-    if not result.privacy or config.dp == "none":
+    if not result.privacy or config.privacy.dp == "none":
         return None
     share = alpha / _TESTS
     found: list[Check | str] = []

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.errors import ConfigError, IntegrityError, ProtocolError
 from fedvlm.federation.checkpoint import FILE as CHECKPOINT
 from fedvlm.federation.result import Result
@@ -236,6 +236,6 @@ def _by_client(
     return updates, weights, heard
 
 
-def run_config(folder: Path) -> SimulationConfig:
+def run_config(folder: Path) -> Config:
     """Return the configuration of a run from its result."""
     return config_from(Result.load(folder).config)

@@ -31,7 +31,9 @@ def load_model(name: str = "embedded") -> LoadedModel:
 
     Args:
         name: "embedded" for the small model shipped with the library, or a folder or hub name
-            of a Hugging Face CLIP, SigLIP or SigLIP 2.
+            of a Hugging Face CLIP, SigLIP, SigLIP 2 or pair of ViT and BERT, or a folder of an
+            OpenCLIP; or "python:FILE.py:FUNCTION", which runs that function of yours (see
+            `own_model`).
 
     Returns:
         The model and what prepares its inputs.
@@ -43,6 +45,10 @@ def load_model(name: str = "embedded") -> LoadedModel:
         from fedvlm.models.embedded import load_embedded
 
         return load_embedded()
+    if name.startswith("python:"):
+        from fedvlm.models.own import load_own
+
+        return load_own(name)
     from fedvlm.models.huggingface import load_huggingface
 
     return load_huggingface(name)

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2 from a folder or the Hugging Face hub."""
+"""CLIP, SigLIP, SigLIP 2, OpenCLIP and pairs of ViT and BERT, from a folder or the hub."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,23 +13,19 @@ from torch import Tensor
 
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.errors import ConfigError
+from fedvlm.models.openclip import is_openclip, read_openclip
+from fedvlm.models.pixels import PixelInputs
 from fedvlm.models.processor import ImageInputs, LoadedModel
-from fedvlm.models.vlm import SUPPORTED, VLM
+from fedvlm.models.vlm import PAIR, SUPPORTED, VLM
 from fedvlm.models.weights import check_folder, first_line, quietly, read_model
 
+_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_TOWERS = ("text_config", "vision_config")
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout",
+    "activation_dropout", "projection_dropout", "drop_path_rate",
+)  # fmt: skip
 STEM_KEY = "fedvlm_stem"  # in config.json: the pixels are the embedded stem's feature map
-
-
-class _ProcessedInputs:
-    """Images processed when they are asked for: large models' pixels don't fit in memory."""
-
-    def __init__(self, data: ImageTextData, image_processor: Any) -> None:
-        self._data = data
-        self._processor = image_processor
-
-    def __call__(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        images = [self._data.image(int(index)) for index in indices]
-        return dict(self._processor(images=images, return_tensors="pt"))
 
 
 class HuggingFaceProcessor:
@@ -45,18 +41,23 @@ class HuggingFaceProcessor:
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
+        self.loaders: int | None = None  # worker processes that prepare images
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self._length = int(config.text_config.max_position_embeddings)
+        self._length = _context_length(config.text_config)
         self._rows = int(config.text_config.vocab_size)
         self._end = config.text_config.eos_token_id if config.model_type == "clip" else None
-        if config.model_type == "clip":
-            # CLIP reads the end token and ignores what follows it; nothing may stand before.
+        self._padding = "longest" if config.model_type == PAIR else "max_length"
+        if config.model_type in ("clip", PAIR):
+            # CLIP reads the end token and ignores what follows it, BERT the first; nothing may
+            # stand before.
             tokenizer.padding_side = "right"
         # SigLIP reads the last place and was trained without a mask. With one, padding would be
         # cut off, and what a caption embeds to would depend on the longest of its batch.
         masked = config.model_type == "clip"
         self._keys = ("input_ids", "attention_mask") if masked else ("input_ids",)
+        if config.model_type == PAIR:
+            self._keys = ("input_ids", "attention_mask", "token_type_ids")
         if tokenizer.vocab_size > self._rows:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model embeds "
@@ -71,8 +72,8 @@ class HuggingFaceProcessor:
         rows: NDArray[np.int64],
         progress: Callable[[str, int, int], None],
     ) -> ImageInputs:
-        """Return the inputs of a data set's images, by row; each is processed when asked for."""
-        return _ProcessedInputs(data, self.image_processor)
+        """Return the inputs of a data set's images, by row; processed once, at first use."""
+        return PixelInputs(data, rows, self.image_processor, progress, self.loaders)
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return the inputs of images in RGB."""
@@ -80,6 +81,8 @@ class HuggingFaceProcessor:
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return ids and, for CLIP where the tokenizer makes one, mask: shape (C, L), int64.
+
+        For BERT both, and the kind of each token.
 
         Raises:
             ConfigError: A caption becomes ids that the model has no embedding for, or, for CLIP,
@@ -89,7 +92,7 @@ class HuggingFaceProcessor:
             list(captions),
             # SigLIP was trained on captions padded to the full length; CLIP ignores what follows
             # the end token, so this is right for both.
-            padding="max_length",
+            padding=self._padding,
             truncation=True,
             max_length=self._length,
             return_tensors="pt",
@@ -120,6 +123,35 @@ class HuggingFaceProcessor:
                 f"the tokenizer ends captions with id {self.tokenizer.eos_token_id}, and the "
                 f"model reads the one with id {end}: every caption would embed alike"
             )
+
+
+def _context_length(text: Any) -> int:
+    """Return how many tokens a text tower reads at most."""
+    most = int(text.max_position_embeddings)
+    if text.model_type in _OFFSET:  # RoBERTa counts its places from behind the padding's id
+        most -= int(text.pad_token_id) + 1
+    return most
+
+
+def without_dropout(config: Any) -> None:
+    """Switch dropout off in a configuration: a run's seed decides its result, and pieces add up."""
+    for part in (config, *(getattr(config, name, None) for name in _TOWERS)):
+        for name in _DROPOUTS:
+            if part is not None and isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
+def _check_pair(vlm: VLM, processor: "HuggingFaceProcessor") -> None:
+    """Refuse a pair of towers one of which gives no pooled features."""
+    grey = Image.new("RGB", (48, 40), (90, 120, 150))
+    try:
+        with torch.no_grad():
+            vlm.encode_image(processor.pixels([grey]))
+            vlm.encode_text(processor.texts(["a photo of a cat"]))
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"one of its towers gives no pooled features ({first_line(error)})"
+        ) from error
 
 
 def _check_pixels(image_processor: Any, config: Any) -> None:
@@ -184,7 +216,12 @@ def _load(name: str) -> LoadedModel:
     with quietly():
         if Path(name).is_dir():
             check_folder(Path(name))
+            if is_openclip(Path(name)):
+                model, config, image_processor = read_openclip(Path(name))
+                processor = HuggingFaceProcessor(_tokenizer_of(name), image_processor, config)
+                return LoadedModel(VLM(model), processor, name)
         config = _config_of(name)
+        without_dropout(config)
         if getattr(config, STEM_KEY, None):
             from fedvlm.models.embedded import EmbeddedProcessor
 
@@ -200,6 +237,8 @@ def _load(name: str) -> LoadedModel:
         )
         processor = HuggingFaceProcessor(tokenizer, image_processor, config)
         vlm = VLM(read_model(name, config))
+        if config.model_type == PAIR:
+            _check_pair(vlm, processor)
     if tokenizer.padding_side == "left":
         vlm.left_padding = tokenizer.pad_token_id
     return LoadedModel(vlm, processor, name)

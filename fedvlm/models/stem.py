@@ -103,8 +103,18 @@ class EfficientNetLite0(nn.Module):
         Returns:
             Shape (B, 320, H/32, W/32), float32.
         """
-        x = (images.permute(0, 3, 1, 2).float() - 127.0) / 128.0
-        x = x.contiguous(memory_format=torch.channels_last)
+        return self.features(images.permute(0, 3, 1, 2).float())
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Compute feature maps through which gradients flow to the pixels.
+
+        Args:
+            pixels: Shape (B, 3, H, W), float32, in [0, 255].
+
+        Returns:
+            Shape (B, 320, H/32, W/32), float32.
+        """
+        x = ((pixels - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         return self.blocks(F.relu6(self.first(x))).contiguous()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedvlm.errors import ConfigError
 
@@ -115,13 +115,7 @@ def _check_files(config: Any, files: list[Path], model_class: Any) -> None:
             raise ConfigError(
                 f"{path} is torn or not a file of weights ({first_line(error)}); fetch it again"
             ) from error
-        odd = {n: d for n, d in dtypes.items() if d not in _FLOATS and not n.endswith(_BUFFERS)}
-        if odd:
-            name = min(odd)
-            raise ConfigError(
-                f"{path}: {name} is stored as {odd[name]}; use a checkpoint in float32, bfloat16 "
-                "or float16"
-            )
+        _refuse_integers(path, dtypes)
     with torch.device("meta"):
         expected = sum(p.numel() for p in model_class(config).parameters())
     size = sum(path.stat().st_size for path in files)
@@ -176,6 +170,16 @@ def read_model(name: str, config: Any) -> nn.Module:
             f"config.json has no place for {len(unknown)} of the checkpoint's weights: "
             f"{_some(unknown)}; without them it would be another model"
         )
+    require_finite(model)
+    return model.float().eval()
+
+
+def require_finite(model: nn.Module) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        ConfigError: It names the first few.
+    """
     broken = {
         key
         for key, tensor in model.state_dict().items()
@@ -183,4 +187,35 @@ def read_model(name: str, config: Any) -> nn.Module:
     }
     if broken:
         raise ConfigError(f"weights that are not finite: {_some(broken)}")
-    return model.float().eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code in it.
+
+    Raises:
+        ConfigError: It is torn, no such file, or stored in integers.
+    """
+    try:
+        dtypes = _dtypes(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each raise their own
+        raise ConfigError(
+            f"{path} is torn or not a file of weights ({first_line(error)}); fetch it again"
+        ) from error
+    _refuse_integers(path, dtypes)
+    return state
+
+
+def _refuse_integers(path: Path, dtypes: dict[str, str]) -> None:
+    odd = {n: d for n, d in dtypes.items() if d not in _FLOATS and not n.endswith(_BUFFERS)}
+    if odd:
+        name = min(odd)
+        raise ConfigError(
+            f"{path}: {name} is stored as {odd[name]}; use a checkpoint in float32, bfloat16 "
+            "or float16"
+        )

@@ -6,7 +6,7 @@ layers' inputs and output gradients instead, and only the clipped sum is formed:
 without any per-example gradient (Bu et al. 2023, "book-keeping").
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +62,14 @@ def _without_causal_mask(vlm: VLM, batch: Batch) -> Batch:
     config: Any = vlm.backbone.config
     if config.model_type != "clip" or "text" not in batch:
         return batch
-    text = {key: value for key, value in batch["text"].items() if key != "attention_mask"}
-    return {**batch, "text": text}
+
+    def without(inputs: Any) -> Any:
+        if not isinstance(inputs, Mapping):
+            return inputs
+        dropped = "attention_mask" if "input_ids" in inputs else None
+        return {key: without(value) for key, value in inputs.items() if key != dropped}
+
+    return without(batch)
 
 
 # Single precision's error in a norm and in a sum of clipped gradients, relative to C: taken off the

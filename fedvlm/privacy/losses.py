@@ -6,7 +6,7 @@ unit's loss depends on it, which CLIP's own loss violates.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.training.pairs import EncodedPairs
+
+if TYPE_CHECKING:
+    from fedvlm.mitigation.repairs import Repair
 
 Batch = Mapping[str, Any]
 
@@ -70,12 +73,40 @@ class BankContrastive(PrivateLoss):
 
     def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
         """Return the losses of a batch of `image` and `text`, shape (B,)."""
-        image, text = vlm.encode_image(batch["image"]), vlm.encode_text(batch["text"])
+        return self.of(vlm, vlm.encode_image(batch["image"]), vlm.encode_text(batch["text"]))
+
+    def of(self, vlm: VLM, image: Tensor, text: Tensor) -> Tensor:
+        """Return the losses of embedded pairs, each (B, D): shape (B,)."""
         own = (image * text).sum(dim=-1, keepdim=True)
         scale = vlm.logit_scale
         by_image = F.log_softmax(scale * torch.cat([own, image @ self._texts.T], dim=1), dim=1)
         by_text = F.log_softmax(scale * torch.cat([own, text @ self._images.T], dim=1), dim=1)
         return -(by_image[:, 0] + by_text[:, 0]) / 2
+
+
+class Repaired(PrivateLoss):
+    """Contrast with a public bank, and a mitigation's term of the same example.
+
+    Everything in a row of the batch is made from one example and public data, so that the unit
+    that is clipped is the example still: all its views and terms together cost one clip norm.
+
+    Args:
+        base: The loss with a public bank.
+        repair: The term; rows of its `extras` stand under "extras" in the batch.
+    """
+
+    def __init__(self, base: BankContrastive, repair: "Repair") -> None:
+        self._base = base
+        self._repair = repair
+
+    def __call__(self, vlm: VLM, batch: Batch) -> Tensor:
+        """Return the losses of a batch of `image`, `text` and `extras`, shape (B,)."""
+        image, text = vlm.encode_image(batch["image"]), vlm.encode_text(batch["text"])
+        loss = self._base.of(vlm, image, text)
+        term = self._repair.penalty(
+            vlm, image, text, batch["extras"], lambda other: self._base.of(vlm, other, text)
+        )
+        return loss + self._repair.weight * term
 
 
 class ClassPrompts(PrivateLoss):

@@ -4,6 +4,7 @@ import base64
 import html
 from pathlib import Path
 
+from fedvlm.config import config_from
 from fedvlm.federation.result import Result
 from fedvlm.files import write_text
 from fedvlm.reporting.plots import PLOTS, save_plots
@@ -42,11 +43,12 @@ def _facts(values: dict) -> str:
 
 def write_report(result: Result, folder: Path) -> Path:
     """Write `report.html` and `figures/*.png` for a result; returns the page's path."""
+    config = config_from(result.config)
     images = {path.stem: path for path in save_plots(result, folder / "figures")}
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>fedvlm: {html.escape(result.data['name'])}, seed {result.seed}</title>",
-        f"<style>{_STYLE}</style></head><body><h1>Federation over {result.config['clients']} "
+        f"<style>{_STYLE}</style></head><body><h1>Federation over {config.data.clients} "
         f"clients, {len(result.rounds) - 1} rounds</h1>",
         _table(list(SUMMARY_COLUMNS), summary_rows(result)),
         f"<p>{html.escape(_NOTE)}</p><p>{html.escape(cost_line(result))}</p>",
@@ -63,7 +65,7 @@ def write_report(result: Result, folder: Path) -> Path:
         ("Privacy", privacy),
         ("Data", result.data),
         ("Adapter", result.adapter),
-        ("Configuration", result.config),
+        ("Configuration", config.by_name()),
         ("Versions", result.versions),
     ):
         parts.append(f"<h2>{title}</h2>{_facts(values)}")

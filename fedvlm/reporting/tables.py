@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from fedvlm.config import config_from
 from fedvlm.federation.result import Result
 
 _LINES = (
@@ -43,10 +44,11 @@ SUMMARY_COLUMNS = (
 
 def summary_table(result: Result) -> Table:
     """Return the summary table: what was gained, and where not."""
-    config = result.config
+    config = config_from(result.config)
     table = Table(
-        title=f"{result.adapter['kind']} over {config['clients']} clients, "
-        f"{len(result.rounds) - 1} rounds, {config['protect']} aggregation, seed {result.seed}"
+        title=f"{result.adapter['kind']} over {config.data.clients} clients, "
+        f"{len(result.rounds) - 1} rounds, {config.protection.protect} aggregation, "
+        f"seed {result.seed}"
     )
     table.add_column(SUMMARY_COLUMNS[0])
     for column in SUMMARY_COLUMNS[1:]:

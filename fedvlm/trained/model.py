@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm.adapters import AdapterSpec, load_adapter
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation.result import Result
 from fedvlm.models import LoadedModel, load_model
@@ -23,7 +23,7 @@ class TrainedModel:
 
     model: LoadedModel
     spec: AdapterSpec
-    config: SimulationConfig
+    config: Config
     result: Result
 
 
@@ -42,7 +42,7 @@ def load_trained(folder: str | Path) -> TrainedModel:
     if not (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} holds no adapter/: the run saved none")
     config = config_from(result.config)
-    model = load_model(config.model)
+    model = load_model(config.model.name)
     spec = load_adapter(model.vlm, folder / "adapter")
     model.vlm.eval()
     return TrainedModel(model, spec, config, result)

@@ -34,12 +34,14 @@ def evaluate(
     """
     model = trained.model
     if data is None:
-        task = load_task(trained.config, progress)
+        # Wherever the run was computed: on what is here.
+        here = replace(trained.config.training, device="cpu", dtype="float32")
+        task = load_task(replace(trained.config, training=here), progress)
         before = trained.result.data.get("fingerprint")
         if before is not None and before != task.data.fingerprint:
             raise ConfigError(
-                f"{trained.config.data} has changed since the run, so its parts would not be the "
-                "run's; name the folder with --data to score all of it"
+                f"{trained.config.data.source} has changed since the run, so its parts would not "
+                "be the run's; name the folder with --data to score all of it"
             )
         return replace(task, model=model).evaluator(model.vlm)
     own = load_folder(data)

@@ -12,6 +12,7 @@ from fedvlm.training.pairs import EncodedPairs
 
 _GALLERY = 100
 _COVERAGE = 0.95
+_HELD_SCORES = 4_000_000  # similarities held at a time: 16 MB, and as many flags
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Retrieval:
     one_of_100_high: float
 
 
-def _chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+def chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the chance that none of `better` captions is among 99 drawn from `others`."""
     drawn = np.minimum(_GALLERY - 1, others)
     worse = others - better
@@ -67,8 +68,17 @@ def mean_interval(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> t
         clusters: Shape (N,): values of one image share a number.
     """
     sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
-    n = sizes.sum() ** 2 / (sizes**2).sum()
-    right = float(np.clip(values.mean(), 0.0, 1.0)) * n
+    return rate_interval(float(values.mean()), float(sizes.sum() ** 2 / (sizes**2).sum()))
+
+
+def rate_interval(mean: float, n: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's 95 % interval for a mean of `n` independent values in [0, 1].
+
+    Args:
+        mean: The mean, clipped to [0, 1].
+        n: How many they count as, above 0; needn't be whole.
+    """
+    right = float(np.clip(mean, 0.0, 1.0)) * n
     tail = (1 - _COVERAGE) / 2
     low = betaincinv(right, n - right + 1, tail) if right > 0 else 0.0
     high = betaincinv(right + 1, n - right, 1 - tail) if right < n else 1.0
@@ -109,16 +119,36 @@ def retrieval(
         Recalls. A tie counts against the model, and so does a score that is not a number: none
         rises when a score is replaced by NaN.
     """
+    better, others = _counts(scores, right, also_right)
+    return retrieval_of_counts(better, others, images)
+
+
+def _counts(
+    scores: NDArray[np.float32], right: NDArray[np.int64], also_right: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count for each row the columns that its own doesn't beat, and all that compete with it."""
     ignored = None
     if also_right is not None:
         ignored = also_right.copy()
         ignored[np.arange(len(scores)), right] = False
-    better = _better(scores, right, ignored)
     others = np.full(len(scores), scores.shape[1] - 1)
     if ignored is not None:
         others -= ignored.sum(axis=1)
-    chance = _chance_of_first(better, others)
-    low, high = mean_interval(chance, np.arange(len(scores)) if images is None else images)
+    return _better(scores, right, ignored), others
+
+
+def retrieval_of_counts(
+    better: NDArray[np.int64], others: NDArray[np.int64], images: NDArray[np.int64] | None = None
+) -> Retrieval:
+    """Score image-to-caption retrieval from what was counted for each image.
+
+    Args:
+        better: Shape (N,): captions that its own one doesn't beat.
+        others: Shape (N,): captions that compete with its own one.
+        images: As for `retrieval`.
+    """
+    chance = chance_of_first(better, others)
+    low, high = mean_interval(chance, np.arange(len(better)) if images is None else images)
     return Retrieval(
         recall_at_1=float((better < 1).mean()),
         recall_at_5=float((better < 5).mean()),
@@ -144,24 +174,71 @@ def accuracy(scores: NDArray[np.float32], right: NDArray[np.int64]) -> float:
     return float((known & (_better(scores, np.where(known, right, 0), None) == 0)).mean())
 
 
+@dataclass(frozen=True)
+class AlsoRight:
+    """The captions that another pair of the same label has, for each pair of a part.
+
+    Attributes:
+        captions: C, the gallery's captions.
+        kinds: For each kind of label: a row's label, shape (N,), and the columns by label; a label
+            of a single caption has none.
+    """
+
+    captions: int
+    kinds: tuple[tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]], ...]
+
+    def mask(self, start: int, end: int) -> NDArray[np.bool_] | None:
+        """Return the captions of rows `start` to `end`: shape (end - start, C); None for none."""
+        if not any(columns for _, columns in self.kinds):
+            return None
+        found = np.zeros((end - start, self.captions), dtype=np.bool_)
+        for labels, columns in self.kinds:
+            for row, label in enumerate(labels[start:end].tolist()):
+                if label in columns:
+                    found[row, columns[label]] = True
+        return found
+
+
 def _also_right(
     gallery: NDArray[np.int64], caption_of: NDArray[np.int64], *labels: NDArray[np.int64]
-) -> NDArray[np.bool_] | None:
-    """Mark the captions that another pair of the same label has, for each pair of a part."""
+) -> AlsoRight:
+    """Find the captions that share a label; memory grows with the pairs, not with its square."""
     columns = np.searchsorted(gallery, caption_of)
-    marks: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    kinds = []
     for label in labels:
         order = np.lexsort((columns, label))
+        several: dict[int, NDArray[np.int64]] = {}
         for rows in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
-            several = np.unique(columns[rows])
-            if len(several) > 1:
-                marks.append((rows, several))
-    if not marks:
-        return None
-    found = np.zeros((len(caption_of), len(gallery)), dtype=np.bool_)
-    for rows, several in marks:
-        found[np.ix_(rows, several)] = True
-    return found
+            found = np.unique(columns[rows])
+            if len(found) > 1:
+                several[int(label[rows[0]])] = found
+        kinds.append((label, several))
+    return AlsoRight(len(gallery), tuple(kinds))
+
+
+def counted(
+    images: torch.Tensor, captions: torch.Tensor, right: NDArray[np.int64], also: AlsoRight
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count for each image the captions that its own doesn't beat, and all that compete with it.
+
+    Args:
+        images: Shape (N, D), unit rows.
+        captions: Shape (C, D), unit rows.
+        right: Shape (N,): the column of each image's own caption.
+        also: Captions that are right too.
+
+    Returns:
+        Two arrays of shape (N,). Similarities are held for a few images at a time: never N x C.
+    """
+    step = max(1, _HELD_SCORES // max(1, len(captions)))
+    better, others = np.empty(len(images), np.int64), np.empty(len(images), np.int64)
+    for start in range(0, len(images), step):
+        end = min(start + step, len(images))
+        scores = (images[start:end] @ captions.T).numpy()
+        better[start:end], others[start:end] = _counts(
+            scores, right[start:end], also.mask(start, end)
+        )
+    return better, others
 
 
 def _embed_images(vlm: VLM, pairs: EncodedPairs, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -214,16 +291,16 @@ class Evaluator:
             images = _embed_images(vlm, pairs, part)
             gallery = np.unique(pairs.caption_of[part])
             columns = texts[torch.from_numpy(np.searchsorted(self._rows, gallery))]
-            scores = (images @ columns.T).numpy()
             right = np.searchsorted(gallery, pairs.caption_of[part])
             shown = pairs.groups[part]
             also = _also_right(gallery, pairs.caption_of[part], pairs.concepts[part], shown)
-            for key, value in vars(retrieval(scores, right, also, shown)).items():
+            better, others = counted(images, columns, right, also)
+            for key, value in vars(retrieval_of_counts(better, others, shown)).items():
                 metrics[f"{name}_{key}"] = value
             if self._topic_captions is not None:
                 metrics[f"{name}_topic_accuracy"] = self._topic_accuracy(texts, images, part)
             if name == "test":
-                metrics |= self._by_domain(scores, right, also, part)
+                metrics |= self._by_domain(better, others, part)
         return metrics
 
     def _topic_accuracy(
@@ -240,16 +317,12 @@ class Evaluator:
         return accuracy((images @ means.T).numpy(), right)
 
     def _by_domain(
-        self,
-        scores: NDArray[np.float32],
-        right: NDArray[np.int64],
-        also: NDArray[np.bool_] | None,
-        part: NDArray[np.int64],
+        self, better: NDArray[np.int64], others: NDArray[np.int64], part: NDArray[np.int64]
     ) -> dict[str, float]:
         domains = self._pairs.domains[part]
         found = {}
         for number in np.unique(domains):
             rows = domains == number
-            score = retrieval(scores[rows], right[rows], None if also is None else also[rows])
+            score = retrieval_of_counts(better[rows], others[rows])
             found[f"domain_{self._pairs.domain_names[number]}"] = score.one_of_100
         return found | {"worst_domain": min(found.values())}

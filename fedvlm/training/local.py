@@ -1,5 +1,8 @@
 """The local training loop: what one client does between two messages."""
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,9 +10,14 @@ from numpy.typing import NDArray
 from fedvlm.adapters.flat import FlatView
 from fedvlm.errors import ConfigError
 from fedvlm.models.vlm import VLM
-from fedvlm.training.losses import contrastive_loss
+from fedvlm.training.contrastive import checkpointed, loss_gradients
+from fedvlm.training.lean import lean
+from fedvlm.training.memory import explained
 from fedvlm.training.pairs import EncodedPairs
 from fedvlm.training.settings import LocalSettings
+
+if TYPE_CHECKING:
+    from fedvlm.mitigation.repairs import Repair
 
 
 def _batches(
@@ -27,6 +35,7 @@ def train_adapter(
     indices: NDArray[np.int64],
     settings: LocalSettings,
     rng: np.random.Generator,
+    repair: "Repair | None" = None,
 ) -> float:
     """Train a model's adapter in place on some pairs.
 
@@ -37,12 +46,14 @@ def train_adapter(
         indices: Shape (n,), the pairs to train on, n >= 2.
         settings: Epochs, batch size, rate.
         rng: Shuffles.
+        repair: A term that is added to the loss, of a mitigation.
 
     Returns:
         Mean loss over the last epoch, in nats.
 
     Raises:
         ConfigError: Fewer than two pairs.
+        DeviceMemoryError: The device doesn't hold a step; the line says what to lower.
     """
     if len(indices) < 2:
         raise ConfigError(f"a client needs at least 2 pairs to train on, got {len(indices)}")
@@ -51,22 +62,28 @@ def train_adapter(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=0.0, foreach=True
     )
-    vlm.train()
     losses: list[float] = []
-    for _ in range(settings.epochs):
-        losses = []
-        for batch in _batches(indices, settings.batch_size, rng):
-            rows, position = np.unique(pairs.caption_of[batch], return_inverse=True)
-            images = vlm.encode_image(pairs.images(batch))
-            texts = vlm.encode_text(pairs.captions(rows))[torch.from_numpy(position)]
-            concepts = torch.from_numpy(pairs.concepts[batch])
-            loss = contrastive_loss(images, texts, concepts, vlm.logit_scale)
-            losses.append(loss.item())
-            if settings.proximal_mu:
-                drift = sum(((p - a) ** 2).sum() for p, a in zip(parameters, anchor, strict=True))
-                loss = loss + settings.proximal_mu / 2 * drift
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    held = settings.micro_batch or settings.batch_size
+
+    def step(batch: NDArray[np.int64]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss_gradients(vlm, pairs, batch, settings, repair))
+        for parameter, start in zip(parameters, anchor, strict=False):
+            pull = settings.proximal_mu * (parameter.detach() - start)  # of mu / 2 |drift|^2
+            parameter.grad = pull if parameter.grad is None else parameter.grad + pull
+        optimizer.step()
+
+    def tried(rows: int) -> None:
+        """Do a step's two passes in pieces of so many rows, to see what they hold."""
+        optimizer.zero_grad(set_to_none=True)
+        few = indices[: min(len(indices), 2 * rows + 1)]
+        loss_gradients(vlm, pairs, few, replace(settings, micro_batch=rows))
+
+    vlm.train()
+    with lean(vlm), checkpointed(vlm, settings.checkpointing), explained(vlm.device, held, tried):
+        for _ in range(settings.epochs):
+            losses.clear()
+            for batch in _batches(indices, settings.batch_size, rng):
+                step(batch)
     vlm.eval()
     return float(np.mean(losses))

@@ -5,12 +5,15 @@ mixed up between the two.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from secure._hashing import digest
-from secure.aggregation._keys import agree, derive
+from secure.aggregation._graph import neighbourhoods
+from secure.aggregation._keys import agree, derive, exchange
 from secure.errors import IntegrityError
 
 
@@ -19,9 +22,26 @@ def cohort_hash(session: bytes, bundles: Sequence[bytes]) -> bytes:
     return digest("cohort", session, list(bundles))
 
 
+# 2^15 blocks of 1 KiB: 32 MiB, and 0.1 to 0.2 s of a core a graph.
+_SCRYPT_BLOCKS, _SCRYPT_SIZE = 1 << 15, 8
+
+
+@lru_cache(maxsize=16)
 def graph_seed(cohort: bytes) -> bytes:
-    """Seed of the graph's permutation."""
-    return digest("graph", cohort)
+    """Seed of a sparse graph's permutation: scrypt (RFC 7914) of the cohort's hash.
+
+    A member that works with the server may sign new keys, once all the others' are known, until
+    the graph suits the two. It needs no message for that, so each try is made to cost time and
+    memory.
+    """
+    kdf = Scrypt(digest("graph", cohort), 32, _SCRYPT_BLOCKS, _SCRYPT_SIZE, 1)
+    return kdf.derive(cohort)
+
+
+def graph(cohort: bytes, members: tuple[int, ...], neighbours: int) -> dict[int, tuple[int, ...]]:
+    """Who masks with whom in a cohort; in the complete graph there is nothing to draw."""
+    complete = neighbours == len(members) - 1
+    return neighbourhoods(members, neighbours, b"" if complete else graph_seed(cohort))
 
 
 def mask_private_key(mask_seed: bytes, session: bytes, member: int) -> X25519PrivateKey:
@@ -44,11 +64,13 @@ def share_commitment(cohort: bytes, kind: str, dealer: int, holder: int, share: 
     return digest("share", cohort, kind, dealer, holder, share)
 
 
-def channel_key(
-    private_key: X25519PrivateKey, public_key: bytes, cohort: bytes, sender: int, recipient: int
-) -> bytes:
-    """Key that encrypts the shares of one sender for one recipient, in that direction only."""
-    return agree(private_key, public_key, "shares", cohort, sender, recipient)
+def channel_keys(
+    private_key: X25519PrivateKey, public_key: bytes, cohort: bytes, member: int, peer: int
+) -> tuple[bytes, bytes]:
+    """Keys of both directions between two members: what seals for the peer, what opens from it."""
+    shared = exchange(private_key, public_key)
+    sealing = derive(shared, "shares", cohort, member, peer)
+    return sealing, derive(shared, "shares", cohort, peer, member)
 
 
 def channel_data(cohort: bytes, sender: int, recipient: int, commitments: bytes) -> bytes:

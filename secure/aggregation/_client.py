@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from secure.aggregation import _binding as bind
-from secure.aggregation._graph import neighbourhoods
 from secure.aggregation._keys import (
     KEY_BYTES,
     Identity,
@@ -235,20 +234,21 @@ class Client:
             bundles = self._checked_bundles(cohort)
             everyone = bind.cohort_hash(state.session, cohort.bundles)
             members = tuple(bundles)
-            around = neighbourhoods(members, sharing.neighbours, bind.graph_seed(everyone))
+            around = bind.graph(everyone, members, sharing.neighbours)
             neighbours = around[self.member]
             points = (*neighbours, self.member)
             self_shares = split(state.self_seed, sharing.threshold, points, self._rng)
             mask_shares = split(state.mask_seed, sharing.threshold, points, self._rng)
             channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
-            ciphertexts, commitments = [], []
+            ciphertexts, commitments, opening = [], [], []
             for peer in neighbours:
                 check_public_key(bundles[peer].mask_key)
                 pair = self_shares[peer], mask_shares[peer]
                 bound = self._commitments(everyone, peer, *pair)
-                key = bind.channel_key(
+                key, opens = bind.channel_keys(
                     channel, bundles[peer].channel_key, everyone, self.member, peer
                 )
+                opening.append(opens)
                 data = bind.channel_data(everyone, self.member, peer, bound)
                 ciphertexts.append(seal(key, pair[0] + pair[1], data, self._rng))
                 commitments.append(bound)
@@ -262,7 +262,8 @@ class Client:
                 cohort=everyone,
                 members=members,
                 neighbours=neighbours,
-                channel_keys=tuple(bundles[peer].channel_key for peer in neighbours),
+                channel_secret=b"",
+                opening_keys=tuple(opening),
                 mask_keys=tuple(bundles[peer].mask_key for peer in neighbours),
                 degree=sharing.neighbours,
                 threshold=sharing.threshold,
@@ -290,9 +291,8 @@ class Client:
         """
         with self._stage("shared", inbox.session) as state:
             peers = self._checked_dealers(inbox)
-            channel = X25519PrivateKey.from_private_bytes(state.channel_secret)
             opened = [
-                self._unsealed(channel, sender, ciphertext, commitments)
+                self._unsealed(sender, ciphertext, commitments)
                 for sender, ciphertext, commitments in zip(
                     inbox.senders, inbox.ciphertexts, inbox.commitments, strict=True
                 )
@@ -306,10 +306,9 @@ class Client:
             self.state = replace(
                 state,
                 stage="masked",
-                channel_secret=b"",
                 mask_seed=b"",
                 self_seed=b"",
-                channel_keys=(),
+                opening_keys=(),
                 mask_keys=(),
                 dealers=inbox.dealers,
                 peers=peers,
@@ -338,12 +337,9 @@ class Client:
             )
         return peers
 
-    def _unsealed(
-        self, channel: X25519PrivateKey, sender: int, ciphertext: bytes, commitments: bytes
-    ) -> bytes:
+    def _unsealed(self, sender: int, ciphertext: bytes, commitments: bytes) -> bytes:
         state = self.state
-        public = state.channel_keys[state.neighbours.index(sender)]
-        key = bind.channel_key(channel, public, state.cohort, sender, self.member)
+        key = state.opening_keys[state.neighbours.index(sender)]
         data = bind.channel_data(state.cohort, sender, self.member, commitments)
         pair = unseal(key, ciphertext, data, sender)
         expected = b"".join(
@@ -376,7 +372,7 @@ class Client:
             raise IntegrityError("the survivors lack this client or name one that dealt no shares")
         if len(survivors) < state.quorum:
             raise PolicyError(f"{len(survivors)} members survive, {state.quorum} are needed")
-        around = neighbourhoods(state.members, state.degree, bind.graph_seed(state.cohort))
+        around = bind.graph(state.cohort, state.members, state.degree)
         for member in (self.member, *state.peers):
             if member in alive:
                 left = 1 + sum(peer in alive for peer in around[member])

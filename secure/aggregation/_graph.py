@@ -114,8 +114,9 @@ def degree(members: int, corrupt: int, dropped: int, active: bool) -> Degree | N
         - honest dropouts stop the round with probability at most 2^-20 (correctness η = 20).
 
     Guarantees:
-        The probability is over the permutation. A server that omits members before the graph
-        is drawn may try 2^g graphs and so lower σ by g.
+        The probability is over the permutation. Who may have another graph drawn, a server by
+        omitting members or a member that works with it by signing other keys, and tries 2^g of
+        them, lowers σ by g. Each try costs a scrypt of 32 MiB: `_binding.graph_seed`.
     """
     others = members - 1
 
@@ -160,7 +161,7 @@ def neighbourhoods(
     Args:
         members: Ids, ascending.
         neighbours: k: even, or `len(members) - 1` for the complete graph.
-        seed: 32 public bytes, the hash of all signed key bundles.
+        seed: 32 public bytes that follow from all signed key bundles; the complete graph has none.
 
     Returns:
         Neighbours by member, ascending; symmetric and without loops. Not to be changed.

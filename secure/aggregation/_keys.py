@@ -130,6 +130,18 @@ class Roster:
         return cls(keys)
 
 
+def exchange(private_key: X25519PrivateKey, public_key: bytes) -> bytes:
+    """Return the shared secret of X25519 (RFC 7748), 32 bytes that are no key before `derive`.
+
+    Raises:
+        IntegrityError: The public key has low order (RFC 7748, section 6.1) or a wrong length.
+    """
+    try:
+        return private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError:
+        raise IntegrityError("a public key is malformed or of low order") from None
+
+
 def agree(private_key: X25519PrivateKey, public_key: bytes, *context: Part) -> bytes:
     """Agree on a 32-byte key by X25519 (RFC 7748) and HKDF-SHA256 (RFC 5869).
 
@@ -142,11 +154,7 @@ def agree(private_key: X25519PrivateKey, public_key: bytes, *context: Part) -> b
     Raises:
         IntegrityError: The public key has low order (RFC 7748, section 6.1) or a wrong length.
     """
-    try:
-        shared = private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
-    except ValueError:
-        raise IntegrityError("a public key is malformed or of low order") from None
-    return derive(shared, *context)
+    return derive(exchange(private_key, public_key), *context)
 
 
 def check_public_key(public_key: bytes) -> None:

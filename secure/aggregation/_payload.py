@@ -126,18 +126,17 @@ def encode(
     counts = [1, int(factor < 1.0)]
     if policy.weighting == "examples":
         factor *= clamped / policy.max_weight
-    lanes = policy.plan.encode(vector, rng, factor, reach)
-    return _joined(lanes, counts, clamped, metrics, policy, rng)
+    tail = _tail(counts, clamped, metrics, policy, rng)
+    return policy.plan.encode(vector, rng, factor, reach, tail)
 
 
 def encode_blank(layout: Layout, policy: Policy, rng: SecureRandom) -> NDArray[np.uint64]:
     """Encode zeros that weigh nothing, for a member that has nothing to add and must not say so."""
-    lanes = policy.plan.encode(np.zeros(layout.length, dtype=np.float32), rng)
-    return _joined(lanes, [0, 0], 0.0, dict.fromkeys(layout.metrics, 0.0), policy, rng)
+    tail = _tail([0, 0], 0.0, dict.fromkeys(layout.metrics, 0.0), policy, rng)
+    return policy.plan.encode(np.zeros(layout.length, dtype=np.float32), rng, tail=tail)
 
 
-def _joined(
-    lanes: NDArray[np.uint64],
+def _tail(
     counts: list[int],
     weight: float,
     metrics: Mapping[str, float],
@@ -149,8 +148,7 @@ def _joined(
         sound = in_range(metrics[name], policy)
         fixed.append(_fixed(weight * metrics[name] if sound else 0.0, rng))
         fixed.append(round(weight * POINT) if sound else 0)
-    tail = np.array(fixed, dtype=np.int64).view(np.uint64)
-    return np.concatenate([lanes, tail])
+    return np.array(fixed, dtype=np.int64).view(np.uint64)
 
 
 def decode(words: NDArray[np.uint64], layout: Layout, policy: Policy, clients: int) -> Aggregate:

@@ -126,19 +126,24 @@ class LanePlan:
         rng: SecureRandom,
         scale: float = 1.0,
         norm: float = math.inf,
+        tail: NDArray[np.uint64] | None = None,
     ) -> NDArray[np.uint64]:
-        """Quantise and pack: words of shape `(words(length),)`, dtype uint64.
+        """Quantise and pack: words of shape `(words(length) + len(tail),)`, dtype uint64.
 
         As `quantise`; `norm` is a number that the vector's L2 norm doesn't exceed, where one is
-        known: it saves looking at every value once more.
+        known: it saves looking at every value once more. `tail` are words that follow as they
+        are.
         """
         rounding = Rounding(self.bound, self.levels, scale, norm)
         parts = runs(len(vector), self.lane)
         # What the base leaves in all lanes of a word together, modulo 2^64, taken off once.
         bases = [np.uint64((rounding.base << shift) % (1 << WORD_BITS)) for shift, _ in parts]
         base = np.add.reduce(np.array(bases))
-        words = np.empty(self.words(len(vector)), dtype=np.uint64)
-        for start in range(0, len(words), _CHUNK):
+        body = self.words(len(vector))
+        joined = np.empty(body + (0 if tail is None else len(tail)), dtype=np.uint64)
+        joined[body:] = () if tail is None else tail
+        words = joined[:body]
+        for start in range(0, body, _CHUNK):
             out = words[start : start + _CHUNK]
             drawn = rounding.draw(len(out) * len(parts), rng)
             for index, (shift, run) in enumerate(parts):
@@ -150,7 +155,7 @@ class LanePlan:
                 levels <<= np.uint64(shift)
                 out[: len(part)] += levels
                 out[len(part) :] += bases[index]
-        return words
+        return joined
 
     def decode(self, words: NDArray[np.uint64], length: int, clients: int) -> NDArray[np.float64]:
         """Turn summed words into the sum of the clients' values.

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure.aggregation import _binding as bind
-from secure.aggregation._graph import neighbourhoods
 from secure.aggregation._keys import NONCE_BYTES as SEAL_NONCE_BYTES
 from secure.aggregation._keys import TAG_BYTES, Roster, Verify, check_public_key, verify
 from secure.aggregation._messages import (
@@ -80,6 +79,7 @@ class _Inbound:
     """What has arrived so far."""
 
     bundles: dict[int, Bundle] = field(default_factory=dict)
+    keys: set[bytes] = field(default_factory=set)
     layouts: dict[int, str] = field(default_factory=dict)
     dealt: dict[int, dict[int, tuple[bytes, bytes]]] = field(default_factory=dict)
     own_commitments: dict[int, bytes] = field(default_factory=dict)
@@ -183,12 +183,17 @@ class Server:
             raise IntegrityError(f"member {bundle.member} advertised twice")
         check_public_key(bundle.channel_key)
         check_public_key(bundle.mask_key)
+        mine = {bundle.channel_key, bundle.mask_key}
+        # Each client refuses a whole cohort in which a key is there twice.
+        if len(mine) < 2 or mine & self._in.keys:
+            raise IntegrityError(f"member {bundle.member} advertises a key that is there already")
         if self._roster is not None:
             identity = self._roster.keys.get(bundle.member, b"")
             if not self._check(identity, bundle.signature, bundle.signed_text(self._session)):
                 raise IntegrityError(f"the keys of member {bundle.member} are not signed by it")
         if Layout.from_json(advert.layout).digest != bundle.layout:
             raise IntegrityError(f"member {bundle.member} signed for another layout")
+        self._in.keys |= mine
         self._in.bundles[bundle.member] = bundle
         self._in.layouts[bundle.member] = advert.layout
         return bundle.member
@@ -239,9 +244,7 @@ class Server:
             raise PeerError(f"{error}; the round is abandoned") from None
         bundles = tuple(self._in.bundles[member].to_bytes() for member in members)
         self._cohort = bind.cohort_hash(self._session, bundles)
-        self._around = neighbourhoods(
-            members, self._sharing.neighbours, bind.graph_seed(self._cohort)
-        )
+        self._around = bind.graph(self._cohort, members, self._sharing.neighbours)
         self._stage = "dealt"
         return dict.fromkeys(members, Cohort(self._session, bundles))
 
@@ -404,7 +407,11 @@ class Server:
                 f"{len(shares)} right shares of member {owner}'s secret came back, "
                 f"{self._sharing.threshold} are needed{blame}; the round is abandoned"
             )
-        return combine(shares, self._sharing.threshold)
+        try:
+            return combine(shares, self._sharing.threshold)
+        except IntegrityError:
+            # Each is what its holder was dealt: the commitments say so.
+            raise IntegrityError(f"member {owner} dealt shares that are no shares") from None
 
     def _self_mask_key(self, owner: int) -> bytes:
         seed = self._secret(owner)

@@ -21,7 +21,7 @@ class ClientState:
         known_evaluate: The same for evaluation.
         session: Hash of the open session.
         terms: Its terms, as JSON.
-        channel_secret: X25519 private key that shares are decrypted with.
+        channel_secret: X25519 private key behind the channels, until they are agreed on.
         mask_seed: Secret behind the pairwise masks.
         self_seed: Secret behind the own mask.
         layout: Hash of what the vector holds.
@@ -30,7 +30,7 @@ class ClientState:
         cohort: Hash of all bundles.
         members: Ids of the cohort.
         neighbours: Ids of this member's neighbours.
-        channel_keys: Their channel keys.
+        opening_keys: What their shares are decrypted with.
         mask_keys: Their mask keys.
         degree: Neighbours of each member.
         threshold: Shares that give a secret back.
@@ -58,7 +58,7 @@ class ClientState:
     cohort: bytes = b""
     members: tuple[int, ...] = ()
     neighbours: tuple[int, ...] = ()
-    channel_keys: tuple[bytes, ...] = ()
+    opening_keys: tuple[bytes, ...] = ()
     mask_keys: tuple[bytes, ...] = ()
     degree: int = 0
     threshold: int = 0

@@ -18,10 +18,17 @@ _MAX_NUMBER = 1 << 31
 
 
 def to_content(
-    trip: str, number: int, payload: bytes = b"", layout: str = "", question: bytes = b""
+    trip: str,
+    number: int,
+    payload: bytes = b"",
+    layout: str = "",
+    question: bytes = b"",
+    summands: int = 0,
 ) -> RecordDict:
     """Make a message's content."""
     record = ConfigRecord({"trip": trip, "round": number})
+    if summands:
+        record["summands"] = summands
     if layout:
         record["layout"] = layout
     if question:

@@ -318,7 +318,7 @@ class HESumStrategy(SummingStrategy):
             if meta.dst_node_id not in session.summed or values is not None:
                 continue
             ask = Message(
-                to_content(DECRYPT, session.number, payload),
+                to_content(DECRYPT, session.number, payload, summands=total.count),
                 meta.dst_node_id,
                 meta.message_type,
                 group_id=meta.group_id,

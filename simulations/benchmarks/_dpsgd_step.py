@@ -151,7 +151,7 @@ def peak_bytes(step: Step) -> int:
     return int(np.cumsum([size for _, size in changes]).max(initial=0))
 
 
-def measure(progress: Callable[[str], None], repeats: int = 5) -> dict[str, tuple[float, int]]:
+def measure(progress: Callable[[str], None], repeats: int = 15) -> dict[str, tuple[float, int]]:
     """Return CPU seconds and peak bytes of one step, by name: ours with either noise, each mode.
 
     The steps take turns on one thread, and CPU seconds are counted, which a busy machine

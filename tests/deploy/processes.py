@@ -1,12 +1,15 @@
 """Processes of a federation on this machine: each in a group of its own, ended by its id."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,10 +50,13 @@ class Parties:
         self._stack = stack
         self._logs = logs
 
-    def start(self, folder: Path, script: str, name: str, **more: str) -> subprocess.Popen:
+    def start(
+        self, folder: Path, script: str, name: str, hidden: Sequence[Path] = (), **more: str
+    ) -> subprocess.Popen:
+        """Start a party's script; folders of others don't exist for it, where that can be had."""
         log = self._stack.enter_context((self._logs / f"{name}.log").open("w"))
         process = subprocess.Popen(
-            ["sh", str(folder / script)],
+            [*_without(hidden), "sh", str(folder / script)],
             cwd="/",
             env=environment(**more),
             stdout=log,
@@ -66,6 +72,23 @@ class Parties:
     def logs(self) -> str:
         parts = sorted(self._logs.glob("*.log"))
         return "\n".join(f"== {path.stem}\n{path.read_text()[-2500:]}" for path in parts)
+
+
+@cache
+def can_hide() -> bool:
+    """Tell whether this machine lets us give a process a view of the disk of its own."""
+    if os.name == "nt" or os.geteuid() or shutil.which("unshare") is None:
+        return False
+    probe = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def _without(hidden: Sequence[Path]) -> list[str]:
+    """Return what starts a program in a mount namespace where some folders are empty."""
+    if not hidden or not can_hide():
+        return []
+    mounts = "; ".join(f'mount -t tmpfs -o ro none "{folder}"' for folder in hidden)
+    return ["unshare", "-m", "sh", "-c", f'set -e; {mounts}; exec "$@"', "sh"]
 
 
 def end_group(process: subprocess.Popen) -> None:

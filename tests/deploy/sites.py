@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedvlm.config import to_run_config
 from fedvlm.data import load_emoji
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
@@ -35,7 +36,7 @@ def write_sites(folders: list[Path], pairs: int = PAIRS) -> None:
 
 def simulated(config, nodes: list[Path], out: Path):
     """Run the same federation in this process over the same nodes' files."""
-    grid = InProcessGrid(app, len(nodes), config.to_run_config(), 1)
+    grid = InProcessGrid(app, len(nodes), to_run_config(config), 1)
     for path, context in zip(nodes, grid.contexts.values(), strict=True):
         context.node_config = {"node": str(path)}
     result = run_federation(grid, config, out=out)

@@ -8,8 +8,10 @@ import tomllib
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.common.config import flatten_dict
 
-from fedvlm.config import load_config
+from fedvlm.config import Config, for_nodes, load_config
+from fedvlm.config.flower import PLACES
 from fedvlm.deploy.bundle import app_files, app_hash
 from fedvlm.deploy.folders import Public, Terms
 from fedvlm.deploy.setup import init, join, settle
@@ -73,10 +75,14 @@ def test_a_nodes_file_is_read_and_fits_its_roster(federation):
 def test_the_servers_folder_needs_no_data(federation):
     server = federation / "server"
     config = load_config(server / "run.toml")
-    assert (config.data, config.protect, config.clients) == ("none", "secagg-active", 3)
+    assert (config.data.source, config.protection.protect, config.data.clients) == (
+        "none",
+        "secagg-active",
+        3,
+    )
     project = tomllib.loads((server / "app" / "pyproject.toml").read_text())
     settings = project["tool"]["flwr"]["app"]["config"]
-    assert set(config.to_run_config()) <= set(settings)
+    assert flatten_dict(settings) == PLACES | for_nodes(Config())
     assert len(app_hash()) == 64
     assert app_files() == app_files()
 
@@ -167,3 +173,76 @@ def test_a_common_key_goes_to_the_nodes_and_never_to_the_server(tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in keys)
     assert not list((tmp_path / "fed" / "server").rglob("he.key"))
     assert read_node(tmp_path / "fed" / "node-3" / "node.toml").floor.protect == "he"
+
+
+SERVICE = {
+    "image": str,
+    "command": list,
+    "restart": str,
+    "read_only": bool,
+    "tmpfs": list,
+    "cap_drop": list,
+    "security_opt": list,
+    "volumes": list,
+    "environment": dict,
+    "ports": list,
+}
+"""Of the Compose specification, what these files use, with the type that it asks for."""
+
+
+@pytest.mark.parametrize("party", ["server", "node-1"])
+def test_a_compose_file_is_one(tmp_path, party):
+    import yaml
+
+    init(tmp_path / "fed", terms(port=8443))
+    found = yaml.safe_load((tmp_path / "fed" / party / "compose.yaml").read_text())
+    assert set(found) == {"services"}
+    ((name, service),) = found["services"].items()
+    assert name == party.partition("-")[0]
+    for key, value in service.items():
+        assert isinstance(value, SERVICE[key]), key
+    assert service["image"].startswith("${FEDVLM_IMAGE:?")
+    script = service["command"][-1].removeprefix("/party/")
+    assert (tmp_path / "fed" / party / script).exists()
+    assert service["restart"] == "unless-stopped"
+    assert service["volumes"] == ["./:/party"]
+    assert ("ports" in service) == (party == "server")  # nobody calls a node
+    assert service.get("ports", ["8443:8443"]) == ["8443:8443"]
+
+
+@pytest.mark.parametrize("protect", ["he", "secagg-active"])
+def test_the_run_that_is_written_is_one_that_can_be_run(tmp_path, protect):
+    init(tmp_path / "fed", terms(protect=protect))
+    config = load_config(tmp_path / "fed" / "server" / "run.toml")
+    assert config.protection.protect == protect
+    assert config.server.node_scores == ("none" if protect == "he" else "last")
+
+
+def test_the_servers_port_is_open_to_this_machine_alone_until_asked(federation, tmp_path):
+    """Whoever reaches the port can start runs: nobody but this machine does by default."""
+    fake = tmp_path / "bin" / "flower-superlink"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "{fake.parent}"\n')
+    for script in (fake, python):
+        script.chmod(0o755)
+
+    def started(**more: str) -> list[str]:
+        done = subprocess.run(
+            ["sh", str(federation / "server" / "start-server.sh")],
+            env={"PATH": "/usr/bin:/bin", "FEDVLM_PYTHON": str(python), **more},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        return done.stdout.splitlines()
+
+    told = started()
+    assert told[told.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-supernode-auth" in told
+    asked = started(HOST="0.0.0.0")
+    assert asked[asked.index("--host") + 1] == "0.0.0.0"
+    readme = " ".join((federation / "server" / "README.md").read_text().split())
+    assert "start runs and register nodes" in readme

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.deploy.run import Follower, follow, read_events, register, server_of
-from fedvlm.deploy.supernode import pin
+from fedvlm.deploy.supernode import _waits, patient, pin
 from fedvlm.errors import ConfigError, DropoutError, ProtocolError
 from fedvlm.federation import InProcessGrid, load_task
 from fedvlm.federation.watch import FILE, ProgressFile, WatchedGrid
@@ -106,6 +106,7 @@ def test_a_half_written_line_waits(tmp_path):
 
 def test_a_run_that_failed_or_takes_too_long_is_told(tmp_path):
     lines = [
+        {"event": "start", "time": 100.0},
         {
             "event": "trip",
             "trip": "train",
@@ -117,13 +118,17 @@ def test_a_run_that_failed_or_takes_too_long_is_told(tmp_path):
             "download_bytes": 9,
             "seconds": 1.0,
         },
-        {"event": "round", "entry": {"round": 1, "clients": 3, "epsilon": 1.25}},
+        {
+            **{"event": "round", "time": 110.0},
+            "entry": {"round": 1, "clients": 3, "epsilon": 1.25},
+        },
     ]
     told = []
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DropoutError, match="longer than"):
         follow(tmp_path, "7", tmp_path, Follower(4), told.append, 0.05)
-    assert "round 1/4: 3 nodes summed, ε 1.25; about" in told[-1]
+    expected = "round 1/4: 3 nodes summed, ε 1.25; about 30 s left; missing: node-1 (budget)"
+    assert told[-1] == expected
     lines.append({"event": "failed", "text": "no round of 1 succeeded", "code": 3})
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ProtocolError, match=r"no round of 1 succeeded; refused: node-1 \(budget\)"):
@@ -148,7 +153,7 @@ def test_a_server_needs_no_data(small_run, tmp_path):
         load_task(config, client=0)
     with pytest.raises(ConfigError, match="references train on everybody's pairs"):
         run_federation(InProcessGrid(app, 3), config_from({"references": "true"}, config))
-    grid = InProcessGrid(app, 3, config.to_run_config(), 1)
+    grid = InProcessGrid(app, 3, to_run_config(config), 1)
     for number, context in enumerate(grid.contexts.values()):
         folder = tmp_path / f"node-{number}"
         folder.mkdir()
@@ -171,3 +176,91 @@ def test_dp_without_data_asks_for_the_public_mean(small_run):
     with pytest.raises(ConfigError, match="set mean_pairs"):
         all_pairs(load_task(config))
     assert all_pairs(load_task(config_from({"mean_pairs": 40}, config))) == 120
+
+
+def test_a_superlink_that_is_gone_is_said_and_one_that_is_slow_is_waited_for(tmp_path, monkeypatch):
+    import socket
+
+    from fedvlm.deploy import run
+
+    monkeypatch.setattr(run, "_ASK_S", 0.0)
+    monkeypatch.setattr(run, "_LOST_S", 0.2)
+    monkeypatch.setattr(run, "_POLL_S", 0.05)
+    # Its command line may fail on a busy machine: that alone says nothing.
+    monkeypatch.setattr(run, "status_of", lambda folder, run_id: "unknown")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        port = listening.getsockname()[1]
+        (tmp_path / "server.json").write_text(json.dumps({"server": f"localhost:{port}"}))
+        with pytest.raises(DropoutError, match="longer than"):
+            follow(tmp_path, "7", tmp_path, Follower(4), print, 1.0)
+    with pytest.raises(DropoutError, match=r"doesn't answer .* deploy run --resume goes on"):
+        follow(tmp_path, "7", tmp_path, Follower(4), print, 30.0)
+
+
+def test_a_resumed_run_is_followed_from_its_own_start(tmp_path):
+    """What an earlier start wrote last, such as its failure, is not this one's."""
+    from fedvlm.deploy.run import place_of
+
+    path = tmp_path / FILE
+    path.write_text('{"event": "failed", "text": "killed"}\n{"event": "hal')
+    place = place_of(tmp_path)
+    ProgressFile(tmp_path, resume=True).write("done")
+    follow(tmp_path, "7", tmp_path, Follower(4), print, 30.0, place=place)
+    assert place_of(tmp_path / "none") == 0
+
+
+class _RefusedError(Exception):
+    def __init__(self, code):
+        super().__init__(code)
+        self.response = SimpleNamespace(status_code=code)
+
+
+def test_a_node_that_died_is_let_in_once_its_last_process_is_given_up(monkeypatch):
+    """For a minute the SuperLink refuses it, and Flower's SuperNode would end."""
+    from fedvlm.deploy import supernode
+
+    monkeypatch.setattr(supernode, "_PAUSE_S", 0.01)
+
+    def client(answers):
+        answers = iter(answers)
+
+        class Client:
+            def ActivateNode(self, request):  # noqa: N802  Flower's name
+                found = next(answers)
+                if isinstance(found, Exception):
+                    raise found
+                return found
+
+        return Client
+
+    made = client([_RefusedError(412), _RefusedError(412), "in"])
+    patient(made, 30.0)
+    assert made().ActivateNode("me") == "in"
+    for answers, seconds in (([_RefusedError(412)] * 99, 0.05), ([_RefusedError(401), "in"], 30)):
+        made = client(answers)
+        patient(made, seconds)
+        with pytest.raises(_RefusedError):
+            made().ActivateNode("me")
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ([], 120),
+        (["--max-wait-time", "5"], 5),
+        (["--max-wait-time=7", "x"], 7),
+        (["--max-wait-time", "3600"], 120),
+        (["--max-wait-time"], 120),
+        (["--max-wait-time", "x"], 120),
+    ],
+)
+def test_nobody_waits_longer_than_the_node_s_owner_said(words, seconds):
+    assert _waits(words) == seconds
+
+
+def test_the_wait_fits_the_flower_that_is_installed():
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    assert callable(FleetHttpClient.ActivateNode)

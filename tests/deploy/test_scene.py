@@ -1,9 +1,9 @@
 """A federation between owners on loopback: TLS, node authentication, data of each node's own."""
 
 import json
+import re
 import shutil
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,13 +34,17 @@ def federation(tmp_path):
         nodes = [root / f"node-{k}" for k in (1, 2, 3)]
         write_sites([node / "data" for node in nodes])
         parties = Parties(stack, logs)
-        parties.start(root / "server", "start-server.sh", "server")
+        # No party's processes can read another one's folder: where the test may, the kernel sees
+        # to it. The server's can read none of the sites'.
+        parties.start(root / "server", "start-server.sh", "server", hidden=nodes)
         wait_for(lambda: listening(port), 120, f"the SuperLink's start\n{parties.logs()}")
         told = fedvlm("deploy", "register", str(root / "server"))
         assert told.returncode == 0, told.stderr
         assert told.stdout.count("registered") == 3
         for node in nodes:
-            parties.start(node, "start-node.sh", node.name, NODE_PORT=str(free_port()))
+            others = [each for each in (*nodes, root / "server", root / "ca") if each != node]
+            port = str(free_port())
+            parties.start(node, "start-node.sh", node.name, hidden=others, NODE_PORT=port)
         yield root, nodes, parties
 
 
@@ -50,6 +54,10 @@ def run(root, out, *more, within=900):
         *more,
         within=within + 60,
     )
+
+
+def scored(node):
+    return json.loads((node / "state" / "scores.json").read_text())[-1]
 
 
 def events(out):
@@ -82,15 +90,20 @@ def test_who_does_not_belong_is_refused_by_name(federation, tmp_path):
     assert "CERTIFICATE_VERIFY_FAILED" in parties.log("certificate")
     assert "activate" in parties.log("key").lower() or "305" in parties.log("key")
 
-    # A node whose floor asks for noise, and one with another base model: each by its own reason.
+    # A node whose floor asks for noise, and one with another base model, which its floor doesn't
+    # name: each by its own reason, before a round is spent.
     plain = [(node / "node.toml").read_text() for node in nodes]
     (nodes[0] / "node.toml").write_text(plain[0] + "epsilon = 1.0\ndelta = 1e-5\n")
     save_tiny_model("clip", nodes[1] / "clip")
-    (nodes[1] / "node.toml").write_text(plain[1].replace('model = "embedded"', 'model = "clip"'))
+    other = plain[1].replace('model = "embedded"', 'model = "clip"')
+    (nodes[1] / "node.toml").write_text(re.sub('(?m)^model = "[0-9a-f]{64}"', 'model = ""', other))
     refused = run(root, tmp_path / "refused", "--set", "rounds=1", within=400)
     assert refused.returncode == 3, refused.stdout + refused.stderr + parties.logs()
     assert "node-1 (noise)" in refused.stderr
     assert "node-2 (model)" in refused.stderr
+    assert "query.agree    asked 3, answered 1; node-1 refused: noise" in refused.stdout
+    assert not any(event.get("trip") == "train" for event in events(tmp_path / "refused"))
+    assert not any((node / "state" / "told.json").exists() for node in nodes)
 
 
 def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation, tmp_path):
@@ -120,6 +133,15 @@ def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation
     for node in nodes:
         assert len(list((node / "cache" / "features").glob("*.npy"))) == 1
 
+    # One accuracy of what the three hold out, and of each only what stands on its own disk.
+    last, own = result.rounds[-1], [scored(node) for node in nodes]
+    pairs = np.array([each["pairs"] for each in own])
+    expected = pairs @ [each["one-of-100"] for each in own] / pairs.sum()
+    assert last["nodes_pairs"] == pytest.approx(pairs.sum(), abs=1e-2)
+    assert last["nodes_one_of_100"] == pytest.approx(expected, abs=1e-3)
+    assert last["nodes_one_of_100_low"] < expected < last["nodes_one_of_100_high"]
+    assert f"{100 * last['nodes_one_of_100']:.1f} % [" in done.stdout
+
     vector = np.load(out / "checkpoint.npz", allow_pickle=False)["vector"]
     for node in nodes:
         before = held_out(config, node / "data", None)
@@ -137,7 +159,7 @@ def test_three_sites_train_an_adapter_on_images_that_never_leave_them(federation
     assert np.linalg.norm(apart) < 5e-3 * np.linalg.norm(vector)
 
     # Over one round, where nothing has trained on a rounded mean yet, rounding bounds it.
-    once = replace(config, rounds=1)
+    once = config_from({"rounds": 1}, config)
     done = run(root, tmp_path / "once", "--set", "rounds=1")
     assert done.returncode == 0, done.stdout + done.stderr + parties.logs()
     vector = np.load(tmp_path / "once" / "checkpoint.npz", allow_pickle=False)["vector"]

@@ -74,6 +74,9 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "federated" in done.stdout
     assert "round   3/3" in done.stderr
+    assert "; about 0 s left" in done.stderr.partition("round   3/3")[2]
+    lines = (out / "progress.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in (lines[0], lines[-1])] == ["start", "done"]
     result = json.loads((out / "result.json").read_text())
     assert result["seed"] == 3
     assert sorted(p.name for p in (out / "figures").iterdir()) == [
@@ -84,11 +87,15 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     page = (out / "report.html").read_text()
     assert "data:image/png;base64" in page
 
-    # U2: the folder knows its own settings; what is said again must be the same.
+    # U2: the folder knows its own settings; what is said again must be the same. A finished run
+    # is left as it is, with what an audit has written there.
+    audited = json.dumps(result | {"leakage": [{"attack": "of an audit"}]}, indent=2)
+    (out / "result.json").write_text(audited)
     again = _run("simulate", "--out", out, "--resume", "--json")
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["rounds"] == result["rounds"]
-    assert json.loads(again.stdout)["config"] == result["config"]
+    assert "nothing was left to do: all 3 rounds are done; --set rounds=4 adds one" in again.stderr
+    assert json.loads(again.stdout) == json.loads(audited)
+    assert (out / "result.json").read_text() == audited
     other = _run("simulate", "--out", out, "--resume", "--set", "rank=3", "--set", "rounds=4")
     assert other.returncode == 2
     assert "rank was 2, is 3" in other.stderr
@@ -96,6 +103,10 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     assert more.returncode == 0, more.stderr
     assert json.loads(more.stdout)["rounds"][:4] == result["rounds"]
     assert "round   4/4" in more.stderr
+    assert "nothing was left" not in more.stderr
+    told = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+    rounds = [event["entry"]["round"] for event in told if event["event"] == "round"]
+    assert rounds == [0, 1, 2, 3, 4]  # each once, over three starts
 
     kept = (out / "result.json").read_text()
     silent = _run("simulate", *options, "--out", out)

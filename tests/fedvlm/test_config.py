@@ -1,13 +1,12 @@
 """A wrong setting is one clear line that says how to mend it."""
 
 import math
-from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvlm.config import SimulationConfig, config_from, load_config
+from fedvlm.config import SECTIONS, SETTINGS, Config, config_from, load_config, to_run_config
 from fedvlm.errors import ConfigError
 
 
@@ -30,9 +29,9 @@ def test_unknown_key_suggests_the_nearest():
         ({"alpha": 0}, "alpha"),
         ({"workers": -1}, "workers must be at least 0"),
         ({"reference_learning_rate": 0}, "reference_learning_rate"),
-        ({"server_momentum": 1}, "server_momentum"),
+        ({"server_momentum": 1}, "server.momentum must be a number below 1"),
         ({"partition": "random"}, "partition must be one of"),
-        ({"adapter": "dora"}, "adapter must be one of"),
+        ({"adapter": "dora"}, "adapter.kind must be one of"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"learning_rate": -1}, "learning_rate must be above 0"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
@@ -45,7 +44,7 @@ def test_values_out_of_range_are_named(settings, message):
         config_from(settings)
 
 
-NUMBERS = [f.name for f in fields(SimulationConfig) if type(f.default) in (int, float)]
+NUMBERS = [entry.name for entry in SETTINGS.values() if entry.kind in (int, float)]
 
 
 @given(
@@ -57,37 +56,46 @@ NUMBERS = [f.name for f in fields(SimulationConfig) if type(f.default) in (int, 
     ),
 )
 @settings(max_examples=400)
-def test_every_number_is_in_its_range_or_named(key, value):
+def test_every_number_is_in_its_range_or_named(name, value):
     """D8: nan, infinity and what is out of range were found late, or by a stranger's message."""
     assert len(NUMBERS) > 25
+    entry = SETTINGS[name]
     try:
-        config = SimulationConfig(**{key: value})
+        section = SECTIONS[entry.table](**{entry.key: value})
     except ConfigError as error:
-        found = str(error)
-        config = None
-    if config is None:
-        assert found.startswith(f"{key} ")
+        section, found = None, str(error)
+    else:
+        found = ""
+    if section is None:
+        assert found.startswith(f"{name} ")
         return
-    kept = getattr(config, key)
+    config = Config(**{entry.table: section})
+    kept = config.value(entry)
     assert not isinstance(kept, bool)
     assert math.isfinite(kept)
     assert -1 < kept <= 2**63 - 1
-    assert config_from({key: value}) == config
-    assert config_from(config.to_run_config()) == config
+    assert config_from({name: value}) == config_from({entry.flat: value}) == config
+    assert config_from(to_run_config(config)) == config
+    assert config_from(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 1e300])
-def test_no_number_takes_what_is_none(key, value):
-    for given_as in (value, str(value)):
-        with pytest.raises(ConfigError, match=f"^{key} must be"):
-            config_from({key: given_as})
+def test_no_number_takes_what_is_none(name, value):
+    for written in (name, SETTINGS[name].flat):
+        for given_as in (value, str(value)):
+            with pytest.raises(ConfigError, match=rf"^{name} must be"):
+                config_from({written: given_as})
 
 
-@pytest.mark.parametrize("key", ["data", "model", "protect", "adaptive", "references"])
-def test_what_is_no_number_is_checked_too(key):
-    with pytest.raises(ConfigError, match=f"^{key} must be"):
-        SimulationConfig(**{key: 1.5})
+@pytest.mark.parametrize(
+    "name",
+    ["data.source", "model.name", "protection.protect", "privacy.adaptive", "training.references"],
+)
+def test_what_is_no_number_is_checked_too(name):
+    entry = SETTINGS[name]
+    with pytest.raises(ConfigError, match=f"^{name} must be"):
+        SECTIONS[entry.table](**{entry.key: 1.5})
 
 
 def test_references_are_off_under_dp_unless_asked_for():
@@ -98,23 +106,27 @@ def test_references_are_off_under_dp_unless_asked_for():
     assert not config_from({"references": False}).computes_references
     # A base that didn't ask doesn't ask for what is built upon it.
     assert not config_from({"dp": "client"}, config_from({"rounds": 2})).computes_references
-    assert config_from({"references": "auto"}).references is None
+    assert config_from({"references": "auto"}).training.references is None
 
 
 def test_text_from_the_command_line_is_converted():
     config = config_from({"rounds": "3", "proximal-mu": "0.5", "references": "false"})
-    assert (config.rounds, config.proximal_mu, config.references) == (3, 0.5, False)
+    assert (config.training.rounds, config.training.proximal_mu, config.training.references) == (
+        3,
+        0.5,
+        False,
+    )
 
 
 def test_flower_run_config_round_trip():
-    config = SimulationConfig(rounds=4, partition="iid", references=False)
-    assert config_from(config.to_run_config()) == config
+    config = config_from({"rounds": 4, "partition": "iid", "references": False})
+    assert config_from(to_run_config(config)) == config
 
 
 def test_toml(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('rounds = 2\npartition = "iid"\n')
-    assert load_config(path) == SimulationConfig(rounds=2, partition="iid")
+    assert load_config(path) == config_from({"rounds": 2, "partition": "iid"})
     path.write_text("rounds = \n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(path)
@@ -135,6 +147,6 @@ def test_the_shipped_configurations_load():
 
 
 def test_the_rate_falls_to_a_tenth():
-    config = SimulationConfig(rounds=10, learning_rate=1.0)
-    assert config.local_settings(1).learning_rate == 1.0
-    assert config.local_settings(10).learning_rate == pytest.approx(0.19)
+    config = config_from({"rounds": 10, "learning_rate": 1.0})
+    assert config.training.local_settings(1).learning_rate == 1.0
+    assert config.training.local_settings(10).learning_rate == pytest.approx(0.19)

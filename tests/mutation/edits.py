@@ -14,7 +14,7 @@ class Edit:
         file: Path from the root.
         old: Text that stands in the file exactly once.
         new: What is put there.
-        tests: Test files that are run; one of them should fail.
+        tests: Test files, or single tests, that are run; one should fail.
         survives: Why no test can notice, where none can; empty otherwise.
     """
 
@@ -33,7 +33,14 @@ class Edit:
 
 
 EDITS = tuple(
-    Edit(package, f"{package}/{file}", old, new, tuple(f"tests/{test}" for test in tests.split()))
+    Edit(
+        package,
+        f"{package}/{file}",
+        old,
+        new,
+        tuple(f"tests/{test}" for test in tests.split()),
+        *survives,
+    )
     for records in (_federated.RECORDS, _crypto.RECORDS)
-    for package, file, old, new, tests in records
+    for package, file, old, new, tests, *survives in records
 )

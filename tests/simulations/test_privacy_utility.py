@@ -34,9 +34,9 @@ def test_every_adapter_and_placement_has_a_cell():
 def test_federations_under_dp_are_simulated_and_say_so():
     for dp in ("example", "client", "distributed"):
         config = _lora_cells.configuration(3, dp, 8.0)
-        assert config.seed == 3
-        assert config.simulated_noise
-        assert config.dp == dp
+        assert config.training.seed == 3
+        assert config.privacy.simulated_noise
+        assert config.privacy.dp == dp
     assert _lora_cells.configuration(3, "none").dp == "none"
     gate = _gate_cells.configuration(1, 3.0, 1e-5)
     assert (gate.epsilon, gate.delta, gate.simulated_noise) == (3.0, 1e-5, True)

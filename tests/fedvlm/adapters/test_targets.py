@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedvlm.adapters import AdapterSpec, attach, load_adapter, merge, save_adapter
 from fedvlm.adapters.spec import DEFAULT_TARGETS
 from fedvlm.adapters.targets import matching, unused
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from
 from fedvlm.config.targets import target_pattern
 from fedvlm.errors import ConfigError
 from fedvlm.models import VLM, load_model
@@ -161,7 +161,7 @@ def test_targets_as_people_write_them(written):
     found = matching(tiny_backbone("clip"), written)
     assert len(found) == 8
     assert all(name.endswith(("q_proj", "v_proj")) for name in found)
-    SimulationConfig(targets=written)
+    config_from({"targets": written})
     vlm = VLM(tiny_backbone("clip"))
     attach(vlm, AdapterSpec(rank=2, targets=written), ExperimentSeed(0))
     assert len(_trained(vlm)) == 16

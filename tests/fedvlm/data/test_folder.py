@@ -59,7 +59,7 @@ def test_d1_of_two_names_that_look_alike_the_one_that_stands_there_counts(tmp_pa
     data = load_folder(
         _folder(tmp_path, [{"image": name, "caption": "x"} for name in names], names)
     )
-    assert data.encoded == (_drawn("red"), _drawn("green"))
+    assert tuple(data.encoded) == (_drawn("red"), _drawn("green"))
 
 
 @pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;", "sep=,"])

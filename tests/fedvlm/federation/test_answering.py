@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation import simulate
 from fedvlm.federation.answering import client_policy, he_node, sum_node
-from fedvlm.federation.floor import Floor
+from fedvlm.federation.floor import Floor, Terms
 from fedvlm.federation.node import Node, node_of
 from fedvlm.federation.terms import secure_policy
 from secure.aggregation import load_identity, provision
 from secure.errors import PolicyError
 from secure.flower import KeysError
 
-SECURE = SimulationConfig(clients=5, protect="secagg-active")
+SECURE = config_from({"clients": 5, "protect": "secagg-active"})
 
 
 def _context(config=SECURE, **run_config):
-    return Context(3, 7, {"partition-id": 1}, RecordDict(), config.to_run_config() | run_config)
+    return Context(3, 7, {"partition-id": 1}, RecordDict(), to_run_config(config) | run_config)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_keys_roster_and_folder_are_the_node_s_own(node, tmp_path):
     assert mine.identity.public_key == load_identity(tmp_path / "keys" / "1.key").public_key
     assert mine.state == node.state
     assert mine.policy == secure_policy(SECURE)
-    encrypted = he_node(node, replace(SECURE, protect="he"), context)
+    encrypted = he_node(node, config_from({"protect": "he"}, SECURE), context)
     assert (encrypted.key, encrypted.state) == (node.he_key, node.state)
     assert context.node_config == before
 
@@ -59,7 +59,7 @@ def test_a_simulated_node_keeps_no_record_that_would_refuse_a_resumed_round(node
     given = sum_node(simulated, SECURE, context)
     assert given.identity.public_key == load_identity(tmp_path / "theirs" / "1.key").public_key
     assert given.state is None
-    encrypted = he_node(simulated, replace(SECURE, protect="he"), context)
+    encrypted = he_node(simulated, config_from({"protect": "he"}, SECURE), context)
     assert encrypted.key.parent == tmp_path / "theirs"
     assert encrypted.state is None
 
@@ -82,16 +82,48 @@ def test_the_floor_s_fewest_clients_hold_for_the_sum(node):
     assert floor.fewest == 5
     with pytest.raises(PolicyError, match="min_clients is 4, below this client's 5"):
         floor.check(proposed)
-    floor.check(secure_policy(replace(SECURE, min_clients=5)))
+    floor.check(secure_policy(config_from({"min_clients": 5}, SECURE)))
     # A floor never lowers what the run promises.
     low = replace(node, floor=Floor(min_clients=1))
     assert client_policy(SECURE, _context(), low) == proposed
 
 
+@pytest.mark.parametrize("protect", ["plain", "he"])
+def test_a_stated_cohort_is_believed_where_no_sum_holds_it(node, protect):
+    """A known limit: a server says "a hundred", asks one, and a floor of 50 can't tell."""
+    config = config_from({"clients": 100, "protect": protect})
+    floor = Floor(min_clients=50, protect=protect)
+    assert floor.allows(Terms.of(config))
+    assert not floor.allows(Terms.of(config_from({"clients": 49}, config)))
+    encrypted = he_node(
+        replace(node, floor=floor), config_from({"protect": "he"}, config), _context()
+    )
+    assert encrypted.policy.quorum == 3
+
+
+@pytest.mark.parametrize("protect", ["secagg", "secagg-active"])
+def test_three_honest_clients_are_in_every_sum_of_any_federation(protect):
+    """S5: also in the smallest cohort that the terms allow, whose quorum holds two of them."""
+    met = 0
+    for clients in (*range(3, 13), 19, 20, 34, 79):
+        for cohort in range(3, clients + 1):
+            config = config_from(
+                {"clients": clients, "protect": protect, "fraction": cohort / clients}
+            )
+            try:
+                policy = secure_policy(config)
+            except ConfigError:
+                continue
+            met += 1
+            least = max(policy.fewest, policy.sharing(config.cohort).quorum)
+            assert least - policy.corrupt_members(config.cohort) >= 3, (clients, cohort)
+    assert met > 100
+
+
 @pytest.mark.parametrize("clients", [3, 10, 34, 100, 1000])
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
-    config = SimulationConfig(clients=clients, protect="secagg", fraction=fraction)
+    config = config_from({"clients": clients, "protect": "secagg", "fraction": fraction})
     if config.cohort < 3:
         return
     policy = secure_policy(config)
@@ -99,7 +131,7 @@ def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
     assert policy.corrupt_members(config.cohort) == clients // 10
     assert 2 * policy.fewest > config.cohort + clients // 10
     assert policy.plan.bytes_per_parameter <= 4
-    uniform = secure_policy(replace(config, dp="example"))
+    uniform = secure_policy(config_from({"dp": "example"}, config))
     assert uniform.max_weight == 1
     assert uniform.plan.bytes_per_parameter <= (2.7 if clients <= 100 else 4)
 
@@ -113,7 +145,7 @@ def test_corrupt_members_are_counted_against_the_roster(clients, fraction):
 )
 def test_terms_that_no_round_can_meet_are_refused_before_one(change, message):
     with pytest.raises(ConfigError, match=message):
-        secure_policy(replace(SECURE, **change))
+        secure_policy(config_from(change, SECURE))
 
 
 def test_nodes_of_the_grid_find_the_keys_that_they_were_given(tmp_path):

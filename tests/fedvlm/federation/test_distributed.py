@@ -5,14 +5,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from
 from fedvlm.errors import BudgetExceeded, IntegrityError
 from fedvlm.federation import InProcessGrid, private_client, simulate
 from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.distributed import DistributedStrategy, distributed_policy
 from fedvlm.federation.private_client import distributed_mechanism, rotation_seed
 from fedvlm.federation.task import load_task
-from fedvlm.privacy import SimulatedNoise
+from fedvlm.privacy import Ledger, SimulatedNoise
+from fedvlm.privacy.events import SkellamEvent
 from fedvlm.privacy.skellam import plan_skellam
 from fedvlm.seeds import ExperimentSeed
 from secure.aggregation import LocalAggregator, Policy
@@ -23,8 +24,8 @@ SIZE = 500
 
 def _config():
     # The check of `protect` belongs to the whole configuration; here only the parts are joined.
-    config = SimulationConfig(clients=5, rounds=2, epsilon=6.0, clip_norm=0.5)
-    object.__setattr__(config, "dp", "distributed")
+    config = config_from({"clients": 5, "rounds": 2, "epsilon": 6.0, "clip_norm": 0.5})
+    object.__setattr__(config.privacy, "dp", "distributed")
     return config
 
 
@@ -203,8 +204,14 @@ def test_s5_noise_counts_the_colluders_of_all_nodes():
     """A server picks the cohort, and all that side with it of the whole federation are in."""
     from secure.aggregation import Policy, integer_plan
 
-    config = SimulationConfig(
-        clients=40, fraction=0.25, protect="secagg-active", dp="distributed", rounds=2
+    config = config_from(
+        {
+            "clients": 40,
+            "fraction": 0.25,
+            "protect": "secagg-active",
+            "dp": "distributed",
+            "rounds": 2,
+        }
     )
     mechanism = distributed_mechanism(config, 500)
     policy = distributed_policy(config, 500).for_roster(40)
@@ -213,3 +220,21 @@ def test_s5_noise_counts_the_colluders_of_all_nodes():
     assert mechanism.least_noised <= least
     assert policy.fewest - policy.corrupt_members(10) >= mechanism.least_noised
     assert Policy(integer_plan(10, 1)).corrupt_members(10) == 1
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_no_credit_is_taken_for_who_was_drawn(fraction):
+    """The server knows who is asked: each round costs what it costs without sampling."""
+    settings = {"clients": 20, "rounds": 3, "epsilon": 6.0, "clip_norm": 0.5}
+    config = config_from(settings | {"fraction": fraction})
+    object.__setattr__(config.privacy, "dp", "distributed")
+    mechanism = distributed_mechanism(config, SIZE)
+    event = mechanism.event()
+    assert isinstance(event, SkellamEvent)
+    assert event.variance == pytest.approx(mechanism.least_noised * mechanism.local_variance)
+    # All of the budget goes into the noise of so many unsampled releases, and no more fit.
+    ledger = Ledger("client", config.privacy.epsilon, config.privacy.delta)
+    ledger.spend(mechanism, config.training.rounds)
+    assert 0.99 * config.privacy.epsilon < ledger.spent.value <= config.privacy.epsilon
+    with pytest.raises(BudgetExceeded):
+        ledger.spend(mechanism)

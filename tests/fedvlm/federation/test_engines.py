@@ -5,9 +5,11 @@ import tomllib
 
 import numpy as np
 import pytest
+from flwr.common.config import flatten_dict
 from safetensors.numpy import load_file
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import Config, config_from, from_run_config
+from fedvlm.config.flower import app_config
 from fedvlm.federation import simulate
 from tests.secure.aggregation.test_flower_deployed import ROOT, federation, result_of
 
@@ -17,8 +19,8 @@ SETTINGS = {"clients": 3, "partition": "iid", "rounds": 2, "local_epochs": 1, "r
 
 def test_flwr_run_knows_every_setting():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    places = {"out": "", "identities": "", "resume": False}
-    assert app == SimulationConfig().to_run_config() | places
+    assert flatten_dict(app) == app_config()
+    assert from_run_config(flatten_dict(app)) == Config()
 
 
 @pytest.mark.slow
@@ -29,6 +31,7 @@ def test_ray_gives_the_same_adapter_as_this_process(federation, tmp_path):
     federation.app = ROOT
     federation.superlink("--simulation")
     text = {key: json.dumps(value) for key, value in SETTINGS.items()}
+    text["training.seed"] = "0"  # dotted and flat names side by side
     run_config = " ".join(f"{key.replace('_', '-')}={value}" for key, value in text.items())
     out = federation.run(
         run_config, "--federation-config", "num-supernodes=3 client-resources-num-cpus=1"

@@ -3,15 +3,18 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from typer.testing import CliRunner
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
+from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError, ProtocolError
 from fedvlm.federation import InProcessGrid, Result, load_task, run_federation, simulate
-from fedvlm.federation.checkpoint import Checkpoint
+from fedvlm.federation.checkpoint import Checkpoint, nothing_left
 from fedvlm.federation.client_app import VECTOR, app
 from fedvlm.federation.strategy import FederationStrategy, inner_strategy
 from fedvlm.federation.terms import secure_policy
@@ -28,8 +31,8 @@ def test_the_same_seed_gives_the_same_result(small_run, tmp_path):
 def test_workers_do_not_change_the_result(small_run):
     one, two = (simulate(config_from(small_run | {"workers": n})) for n in (1, 3))
     a, b = one.without_times(), two.without_times()
-    a["config"].pop("workers")
-    b["config"].pop("workers")
+    a["config"]["server"].pop("workers")
+    b["config"]["server"].pop("workers")
     assert a == b
 
 
@@ -38,7 +41,7 @@ def test_a_round_is_the_weighted_mean_of_what_clients_trained(small_run, tmp_pat
     simulate(config, out=tmp_path)
     task = load_task(config)
     vectors, weights = [], []
-    for client in range(config.clients):
+    for client in range(config.data.clients):
         task = load_task(config)
         task.reset()
         task.train(client, 1)
@@ -129,10 +132,10 @@ def test_resuming_what_is_not_there_or_not_the_same(small_run, tmp_path):
         simulate(config, out=tmp_path, resume=True)
     simulate(config, out=tmp_path)
     for changed, message in (
-        ({"rounds": 1}, r"rounds was 2, is 1; rounds can be added only"),
-        ({"learning_rate": 0.5}, r"learning_rate was 0.008, is 0.5"),
-        ({"rank": 3}, "rank was 2, is 3"),
-        ({"clients": 4, "alpha": 2.0}, r"clients was 3, is 4, alpha was 0.3, is 2.0"),
+        ({"rounds": 1}, r"training.rounds was 2, is 1; rounds can be added only"),
+        ({"learning_rate": 0.5}, r"training.learning_rate was 0.008, is 0.5"),
+        ({"rank": 3}, "adapter.rank was 2, is 3"),
+        ({"clients": 4, "alpha": 2.0}, r"data.clients was 3, is 4, data.alpha was 0.3, is 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             simulate(config_from(small_run | {"rounds": 2} | changed), out=tmp_path, resume=True)
@@ -153,6 +156,31 @@ def test_rounds_are_added_to_a_finished_run(small_run, tmp_path):
     simulate(config_from(small_run | private | {"rounds": 1}), out=tmp_path / "dp")
     with pytest.raises(ConfigError, match="under DP not: the noise was planned for them"):
         simulate(config_from(small_run | private), out=tmp_path / "dp", resume=True)
+
+
+def test_a_finished_run_has_nothing_left_to_do(small_run, tmp_path):
+    """Its result stays, audit and all; without a result, or with rounds to go, there is work."""
+    config = config_from(small_run | {"rounds": 1})
+    audited = replace(simulate(config, out=tmp_path), leakage=[{"attack": "of an audit"}])
+    audited.save(tmp_path)
+    assert nothing_left(tmp_path, config) == (
+        "nothing was left to do: all 1 rounds are done; --set rounds=2 adds one"
+    )
+    text = (tmp_path / "result.json").read_text()
+    assert simulate(config, out=tmp_path, resume=True) == audited
+    assert (tmp_path / "result.json").read_text() == text
+
+    told = CliRunner().invoke(
+        deploy_app, ["run", str(tmp_path), "--out", str(tmp_path), "--resume"]
+    )
+    assert (told.exit_code, told.stdout.split(":")[0]) == (0, "nothing was left to do")
+
+    assert nothing_left(tmp_path, config_from(small_run | {"rounds": 2})) == ""
+    (tmp_path / "result.json").unlink()
+    assert nothing_left(tmp_path, config) == ""
+    again = simulate(config, out=tmp_path, resume=True)
+    assert again.rounds == audited.rounds
+    assert again.leakage == []
 
 
 def test_nothing_of_an_earlier_run_passes_for_a_later_one(small_run, tmp_path):
@@ -201,7 +229,7 @@ def _strategy(config):
 
 
 def _start(strategy, task, client_app, config):
-    grid = InProcessGrid(client_app, config.clients, config.to_run_config())
+    grid = InProcessGrid(client_app, config.data.clients, to_run_config(config))
     return strategy.start(grid, ArrayRecord({VECTOR: Array(task.view.read())}), num_rounds=1)
 
 
@@ -263,7 +291,7 @@ def test_a_client_refuses_an_adapter_of_another_schema(small_run):
             "config": ConfigRecord({"schema": "0" * 64, "server-round": 1}),
         }
     )
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     message = Message(content, dst_node_id=grid.node_ids[0], message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert reply.has_error()
@@ -362,7 +390,7 @@ def test_what_no_round_can_satisfy_is_refused_before_the_first_message(
 
 def test_too_few_nodes_are_named_before_the_first_round(small_run):
     config = config_from(small_run | {"join_timeout": 0.1})
-    grid = InProcessGrid(app, 1, config.to_run_config())
+    grid = InProcessGrid(app, 1, to_run_config(config))
     with pytest.raises(DropoutError, match="1 of 3 nodes came within 0.1 s"):
         run_federation(grid, config)
 
@@ -383,7 +411,7 @@ def test_a_client_under_secure_aggregation_gives_no_plain_answer(small_run):
     arrays = ArrayRecord({VECTOR: Array(task.initial)})
     settings = ConfigRecord({"schema": task.view.schema, "server-round": 1})
     content = RecordDict({"arrays": arrays, "config": settings})
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     (reply,) = grid.send_and_receive(
         [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
     )

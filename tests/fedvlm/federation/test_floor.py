@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation.floor import PRIVACIES, PROTECTIONS, REFUSALS, Floor, RefusedError, Terms
 
@@ -114,7 +114,7 @@ def test_the_base_model_is_the_one_that_the_owner_names():
 
 
 def test_terms_of_the_default_run():
-    terms = Terms.of(SimulationConfig(simulated_noise=True))
+    terms = Terms.of(config_from({"simulated_noise": True}))
     assert terms.epsilon == math.inf
     assert terms.simulated_noise is False  # nothing is noised
 

@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp.strategy import FedAvg
 
 from fedvlm.config import config_from
-from fedvlm.errors import ConfigError, IntegrityError
-from fedvlm.federation import Floor, RefusedError, Terms, simulate
+from fedvlm.errors import BudgetExceeded, ConfigError, IntegrityError
+from fedvlm.federation import Floor, InProcessGrid, RefusedError, Terms, simulate
+from fedvlm.federation.client_app import VECTOR
 from fedvlm.federation.head_plan import head_of, shared_mechanism
 from fedvlm.federation.head_round import head_round
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
+from fedvlm.federation.shared_noise import SharedNoiseStrategy
 from fedvlm.federation.task import load_task
 from fedvlm.heads import image_sums
 from fedvlm.trained import evaluate, load_trained, predict
@@ -74,6 +77,18 @@ def test_shared_noise_is_in_the_ledger_of_server_and_nodes(base, tmp_path):
         assert "skellam" in json.dumps(event)
     mechanism = shared_mechanism(config, load_task(config).view.size)
     assert told["least_noised"] == mechanism.least_noised
+
+
+def test_t1_the_server_pays_for_one_sum_and_asks_for_no_second():
+    """One round was planned: what is asked again under shared noise is refused before it leaves."""
+    config = config_from({"adapter": "prototypes", "rounds": 1, "clients": 10} | SHARED)
+    inner = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=1)
+    strategy = SharedNoiseStrategy(inner, config, 642, 800)
+    grid = InProcessGrid(lambda m, c: Message(RecordDict(), reply_to=m), 10)
+    arrays = ArrayRecord({VECTOR: Array(np.zeros(642, dtype=np.float32))})
+    assert len(list(strategy.configure_train(1, arrays, ConfigRecord(), grid))) == 10
+    with pytest.raises(BudgetExceeded):
+        strategy.configure_train(2, arrays, ConfigRecord(), grid)
 
 
 def test_what_a_run_learned_is_saved_loaded_and_used(base, tmp_path):

@@ -29,7 +29,7 @@ def test_the_sum_of_clipped_sums_is_read_by_public_facts_alone(base):
     task = load_task(config)
     head, found = head_of(task), task.view.read()
     parts = [clip(summed(task, rows), 2.0) for rows in task.splits.clients]
-    released = found * config.clients  # the server divides by the public number
+    released = found * config.data.clients  # the server divides by the public number
     assert np.abs(released - np.sum(parts, axis=0)).max() < 0.1
     images = sum(map(len, task.splits.clients))
     kept = min(1.0, 2.0 / math.sqrt(images / 8))

@@ -5,7 +5,7 @@ import sys
 
 from flwr.app import Context, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.federation.answering import client_policy
 from fedvlm.federation.terms import secure_policy
 
@@ -36,14 +36,14 @@ def answer(message, context, node, config):
 
 sys.modules["fedvlm.federation.local_round"] = types.SimpleNamespace(answer=answer)
 from flwr.serverapp.strategy import FedAvg
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
 from fedvlm.federation.protection import protected
 from secure.aggregation import provision
 
 config = config_from({"clients": 3, "protect": "secagg-active", "rounds": 1})
-grid = InProcessGrid(app, 3, config.to_run_config())
+grid = InProcessGrid(app, 3, to_run_config(config))
 inner = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_evaluate_nodes=0, min_train_nodes=3,
                min_available_nodes=3)
 strategy = protected(inner, config).strategy
@@ -84,7 +84,7 @@ def test_under_distributed_dp_the_terms_are_made_once(monkeypatch, small_run):
     settings = {"dp": "distributed", "protect": "secagg", "clients": 4, "epsilon": 6.0}
     config = config_from(small_run | settings)
     node_config = {"partition-id": 0, "simulated": True}
-    context = Context(1, 7, node_config, RecordDict(), config.to_run_config())
+    context = Context(1, 7, node_config, RecordDict(), to_run_config(config))
     first = client_policy(config, context)
     assert first == secure_policy(config)
     monkeypatch.setattr(Node, "task", None)

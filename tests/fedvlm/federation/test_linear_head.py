@@ -42,7 +42,7 @@ def test_rounds_are_the_steps_of_one_party_that_holds_all(base):
     task.model.vlm.head = None
     texts = task.model.vlm.embed(task.pairs.captions(captions), "text").double().numpy()
     task.model.vlm.head = head
-    settings = LinearHead(3, config.head_rate, TEMPERATURE, config.server_momentum)
+    settings = LinearHead(3, config.adapter.rate, TEMPERATURE, config.server.momentum)
     right = head.mapped(texts)[numbers]
     features = image_features(task, rows)
     oracle = train_head(settings, features, right, head.candidates, lambda total: total)
@@ -51,7 +51,7 @@ def test_rounds_are_the_steps_of_one_party_that_holds_all(base):
     simulate(hidden)
     # Each round's rounding: three clients', at a weight of up to 1,000, over the weights' sum,
     # times the rate and what momentum adds up; the gradient moves by less than the map does.
-    allowed = config.head_rate * (1 + 1.9 + 2.71) * 3 * 1e-5 * 1000 / len(rows)
+    allowed = config.adapter.rate * (1 + 1.9 + 2.71) * 3 * 1e-5 * 1000 / len(rows)
     assert np.abs(learned(hidden) - found).max() <= allowed
 
 
@@ -204,10 +204,10 @@ def test_a_nodes_own_ledger_refuses_more_rounds_than_were_planned(base):
     task = load_task(config)
     task.reset()
     ledger = NodeLedger(Node(0, Floor(), simulated=True), RecordDict())
-    for number in range(1, config.rounds + 1):
+    for number in range(1, config.training.rounds + 1):
         head_round(task, 0, number, ledger, f"{number}/m")
     with pytest.raises(BudgetExceeded):
-        head_round(task, 0, config.rounds + 1, ledger, "more/m")
+        head_round(task, 0, config.training.rounds + 1, ledger, "more/m")
 
 
 def test_more_clients_in_a_sum_need_less_noise_of_each(base):

@@ -5,7 +5,7 @@ import json
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import BudgetExceeded, IntegrityError
 from fedvlm.federation import InProcessGrid, load_task, node_ledger
 from fedvlm.federation.client_app import VECTOR, app
@@ -38,7 +38,7 @@ def _answers(config, tmp_path, ways):
     node_config = {"partition-id": 0, "simulated": True, "state": str(tmp_path / "state")}
     got = 0
     for run_id, number in ways:
-        context = Context(run_id, 7, node_config, RecordDict(), config.to_run_config())
+        context = Context(run_id, 7, node_config, RecordDict(), to_run_config(config))
         try:
             reply = app(_message(start, number), context)
         except BudgetExceeded:
@@ -196,3 +196,13 @@ def test_a_node_that_has_told_all_still_adds_its_noise(small_run):
         variance = distributed_mechanism(task.config, task.view.size).local_variance
         assert 0.8 * variance < sent.var()  # noise of its share, and more where it trained
     assert sent.var() < 1.2 * variance
+
+
+def test_t1_a_round_of_simulated_noise_pays_for_no_real_one(tmp_path):
+    """The same number in a run whose noise is real is another answer, and costs."""
+    told = {"dp": "example", "epsilon": 3.0, "delta": 1e-5}
+    simulated, real = config_from(told | {"simulated_noise": True}), config_from(told)
+    _pay(tmp_path, simulated)
+    before = _direct(tmp_path).spent(real, "client")
+    _pay(tmp_path, real)
+    assert _direct(tmp_path).spent(real, "client") > before

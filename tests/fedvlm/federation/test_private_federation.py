@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import BudgetExceeded, ConfigError
 from fedvlm.federation import simulate
 from fedvlm.federation.private_client import example_settings
@@ -155,7 +155,7 @@ def test_example_level_under_a_protected_sum(small_run, protect, tmp_path):
     summed = simulate(config, out=tmp_path / protect)
     assert summed.privacy == plain.privacy
     entry = summed.rounds[1]
-    assert entry["clients"] == config.clients
+    assert entry["clients"] == config.data.clients
     assert entry["train_loss"] is None
     vectors = []
     for name in ("plain", protect):
@@ -163,7 +163,7 @@ def test_example_level_under_a_protected_sum(small_run, protect, tmp_path):
             vectors.append(archive["vector"])
     # Every client weighs 1. Eight standard deviations of the noise: 1e-15 an entry; or the error
     # of rounding to integers.
-    noise = entry["noise_of_sum"] / config.clients if protect == "he" else 1e-5
+    noise = entry["noise_of_sum"] / config.data.clients if protect == "he" else 1e-5
     assert 0 < np.abs(vectors[0] - vectors[1]).max() < 8 * noise + 1e-6
 
 
@@ -195,7 +195,7 @@ def test_a_budget_that_is_spent_stops_the_run(small_run, monkeypatch, tmp_path):
     with pytest.raises(BudgetExceeded):
         simulate(config, on_round=lambda entry: seen.append(entry))
     assert plans
-    assert 1 <= len(seen) - 1 < config.rounds
+    assert 1 <= len(seen) - 1 < config.training.rounds
     assert seen[-1]["epsilon"] <= 6.5
 
 
@@ -275,7 +275,7 @@ def test_nothing_but_the_vector_leaves_a_client_under_example_dp(small_run):
             "config": ConfigRecord({"schema": task.view.schema, "server-round": 1}),
         }
     )
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     (reply,) = grid.send_and_receive(
         [Message(content, dst_node_id=grid.node_ids[0], message_type="train")]
     )
@@ -283,3 +283,51 @@ def test_nothing_but_the_vector_leaves_a_client_under_example_dp(small_run):
     assert set(reply.content) == {"arrays", "metrics"}
     assert list(reply.content.array_records["arrays"]) == [VECTOR]
     assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1}
+
+
+@pytest.mark.parametrize("protect", ["he", "secagg", "secagg-active"])
+def test_a_server_that_must_clip_is_not_kept_from_single_updates(protect):
+    with pytest.raises(ConfigError, match="clips single updates at a trusted server"):
+        config_from({"dp": "client", "protect": protect})
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"mean_pairs": 1},
+        {"mean_pairs": 600},
+        {"clients": 500, "mean_pairs": 48},
+        {"batch_size": 2, "mean_pairs": 48},
+        {"clip_norm": 1e3, "mean_pairs": 48},
+        {"rounds": 50, "mean_pairs": 48},
+    ],
+)
+def test_a_lie_about_public_facts_is_paid_for(lie, monkeypatch):
+    """A node pays for the noise that it adds at the rate that it samples at, whatever is stated."""
+    from types import SimpleNamespace
+
+    from fedvlm.federation import private_client
+    from fedvlm.privacy.losses import BankContrastive
+
+    config = config_from({**EXAMPLE, **lie})
+    paid, trained = [], []
+    ledger = SimpleNamespace(answer=lambda *told: paid.append(told))
+    loss = SimpleNamespace(factor=BankContrastive.factor)
+    monkeypatch.setattr(private_client, "_loss", lambda *_: (loss, None))
+    monkeypatch.setattr(private_client, "train_privately", lambda *told: trained.append(told))
+    task = SimpleNamespace(
+        config=config,
+        rows=lambda client: np.arange(20),
+        model=SimpleNamespace(vlm=None),
+        view=SimpleNamespace(size=3),
+    )
+    private_client.train_with_dp(task, 0, 1, ledger, "run")
+    ((_, _, _, unit, mechanism, times),) = paid
+    settings = trained[0][5]
+    assert unit == "example"
+    assert mechanism == settings.mechanism(loss)
+    assert (mechanism.noise_multiplier, mechanism.sample_rate, times) == (
+        settings.noise_multiplier,
+        settings.sample_rate,
+        settings.steps,
+    )

@@ -113,8 +113,8 @@ def _run(config, wrap, bad, bad_client=2):
 
     strategy = FederationStrategy(wrap(inner_strategy(config)), config, "schema")
     start = ArrayRecord({VECTOR: Array(np.zeros(SIZE, dtype=np.float32))})
-    grid = InProcessGrid(client, config.clients)
-    result = strategy.start(grid, start, num_rounds=config.rounds, timeout=30)
+    grid = InProcessGrid(client, config.data.clients)
+    result = strategy.start(grid, start, num_rounds=config.training.rounds, timeout=30)
     return strategy, result.arrays[VECTOR].numpy()
 
 

@@ -145,7 +145,7 @@ def test_fedex_saves_what_it_scored(run, tmp_path):
     assert isinstance(rule, FedEx)
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    scale = config.lora_alpha / config.rank
+    scale = config.adapter.alpha / config.adapter.rank
     assert told["lora_alpha"] / told["r"] == pytest.approx(scale)
     for layer, (u, v) in zip(rule.sketch.layers, rule.corrections(state), strict=True):
         b, a = layer.factors(state)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedvlm.canaries import Canaries, canary_update
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, config_from
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.result import Result
 from fedvlm.privacy import Ledger
@@ -50,7 +50,7 @@ class Written:
     """A run that was written to a folder."""
 
     folder: Path
-    config: SimulationConfig
+    config: Config
     result: Result
     totals: list[np.ndarray] = field(default_factory=list)
 
@@ -84,20 +84,22 @@ def write_run(
         paid: Rounds on the ledger, if not all.
         node_ids: "" for 1…n, "list" or "mapping" for random ids on both sides of 2^63.
     """
-    config = SimulationConfig(
-        dp="client",
-        clients=CLIENTS,
-        canaries=CANARIES,
-        rounds=rounds,
-        fraction=fraction,
-        clip_norm=0.1,
-        transcript=True,
-        simulated_noise=True,
-        epsilon=8.0,
-        **(settings or {}),
+    config = config_from(
+        {
+            "dp": "client",
+            "clients": CLIENTS,
+            "canaries": CANARIES,
+            "rounds": rounds,
+            "fraction": fraction,
+            "clip_norm": 0.1,
+            "transcript": True,
+            "simulated_noise": True,
+            "epsilon": 8.0,
+            **(settings or {}),
+        }
     )
     z, expected = noise_multiplier(fraction, rounds), fraction * config.nodes
-    adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.adaptive else None
+    adaptive = AdaptiveClip(bit_std=max(expected / 20, z)) if config.privacy.adaptive else None
     mechanism = ClientMechanism(0.1, z, fraction, adaptive)
     ledger = Ledger("client", np.inf, 1e-5)
     ledger.spend(mechanism, rounds if paid is None else paid)
@@ -146,9 +148,9 @@ def write_run(
         following = released.next_clip_norm if used.adaptive else mechanism.clip_norm
         mechanism = ClientMechanism(following, z, fraction, adaptive)
         step = released.mean
-        if config.server_optimizer == "fedavgm":
-            momentum = config.server_momentum * momentum - step
-            step = -config.server_learning_rate * momentum
+        if config.server.optimizer == "fedavgm":
+            momentum = config.server.momentum * momentum - step
+            step = -config.server.learning_rate * momentum
         adapter = (adapter + step).astype(np.float32)
         entries.append({"round": number, "clients": round(expected), "next_clip_norm": following})
     privacy = {

@@ -1,10 +1,10 @@
 """A federation that overfits is audited from every vantage."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fedvlm.config import config_from
 from fedvlm.federation import simulate
 from fedvlm.leakage.audit_run import audit_run
 from simulations.attack_grid import BASE
@@ -13,7 +13,7 @@ from simulations.attack_grid import BASE
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_server_that_sees_updates_learns_most(tmp_path: Path) -> None:
-    config = replace(BASE, rounds=2)
+    config = config_from({"rounds": 2}, BASE)
     simulate(config, out=tmp_path)
     audit = audit_run(tmp_path, per_client=100)
     best = {one.vantage: one for one in audit.best}

@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from fedvlm.config import SimulationConfig
+from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation.result import Result
 from fedvlm.leakage import audit_run as module
@@ -53,7 +53,7 @@ def _task(membership: str):
         clients=(np.arange(0, 50), np.arange(100, 160)),
         non_members=(np.arange(50, 100), np.arange(160, 200)),
     )
-    config = SimulationConfig(membership=membership)
+    config = config_from({"membership": membership})
     return SimpleNamespace(config=config, splits=splits, seed=ExperimentSeed(0))
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fedvlm.canaries import Canaries
 from fedvlm.cli import app
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, config_from
 from fedvlm.federation import simulate
 from fedvlm.federation.task import load_task
 from fedvlm.leakage import reconstruction
@@ -23,9 +23,9 @@ from fedvlm.leakage.vantage import Vantage, View, WrongVantageError
 
 
 @pytest.fixture
-def audited(small_run) -> SimulationConfig:
+def audited(small_run) -> Config:
     settings = {**small_run, "rounds": 2, "membership": "half", "transcript": True, "canaries": 16}
-    return SimulationConfig(**settings, learning_rate=2e-3)
+    return config_from({**settings, "learning_rate": 2e-3})
 
 
 def test_masks_on_and_off_give_the_same_v2_scores_within_quantisation(
@@ -35,7 +35,7 @@ def test_masks_on_and_off_give_the_same_v2_scores_within_quantisation(
     attack = next(one for one in ATTACKS if one.name == "cosine-to-sum")
     planted, cosines = [], []
     for protect in ("plain", "secagg"):
-        config = replace(audited, protect=protect)
+        config = config_from({"protect": protect}, audited)
         simulate(config, out=tmp_path / protect)
         task = load_task(config)
         view = View.from_run(tmp_path / protect, Vantage.V2)
@@ -69,7 +69,7 @@ def test_updates_of_other_adapters_are_inverted_too(
     adapter: str, audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconstruction, "_STEPS", 3)
-    config = replace(audited, rounds=1, adapter=adapter, canaries=0)
+    config = config_from({"rounds": 1, "adapter": adapter, "canaries": 0}, audited)
     simulate(config, out=tmp_path)
     task = load_task(config)
     who = candidates_of(task, 100).handful(4)

@@ -6,6 +6,7 @@ Seeds are fixed: no test here can flake. False-alarm rates are those of a fresh 
 import numpy as np
 import pytest
 from scipy.stats import binom, norm
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from fedvlm.errors import ConfigError
@@ -165,6 +166,50 @@ def test_ties_prove_nothing_whatever_the_order_of_the_rows(levels: int) -> None:
         for order in (slice(None), slice(None, None, -1)):
             found = AuditResult(scores, inside[order], claimed=(0.5, 1e-5))
             assert found.refuted is False
+
+
+@pytest.mark.parametrize(("n", "m"), [(12, 40), (40, 12), (25, 25)])
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_t1_the_interval_is_delongs_to_the_last_digit(n: int, m: int, alpha: float) -> None:
+    """DeLong's variance from all pairs, one by one, with ties, and as many of one kind or not."""
+    rng = np.random.default_rng(n)
+    members = np.round(rng.normal(size=n) + 1, 1)
+    others = np.round(rng.normal(size=m), 1)
+    wins = (members[:, None] > others) + 0.5 * (members[:, None] == others)
+    area = wins.mean()
+    deviation = np.sqrt(wins.mean(1).var(ddof=1) / n + wins.mean(0).var(ddof=1) / m)
+    found = auc_interval(members, others, alpha)
+    assert found.value == pytest.approx(area, abs=1e-12)
+    middle = np.log(area / (1 - area))
+    reach = norm.ppf(1 - alpha / 2) * deviation / (area * (1 - area))
+    for end, side in ((found.low, middle - reach), (found.high, middle + reach)):
+        assert end == pytest.approx(1 / (1 + np.exp(-side)), abs=1e-12)
+
+
+def test_t1_scores_that_are_all_equal_have_hoeffdings_margin() -> None:
+    """2·exp(−2·k·margin²) = α over k disjoint pairs."""
+    found = auc_interval(np.zeros(30), np.zeros(80), 0.1)
+    assert found.value == 0.5
+    margin = found.high - 0.5
+    assert 2 * np.exp(-2 * 30 * margin**2) == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.5 - margin)
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_t1_a_bootstrap_over_few_clusters_is_no_narrower_than_students_jackknife(
+    count: int,
+) -> None:
+    rng = np.random.default_rng(count)
+    clusters = np.repeat(np.arange(count), 40)
+    inside = np.arange(len(clusters)) % 2 == 0
+    scores = rng.normal(size=count)[clusters] * inside + rng.normal(size=len(clusters))
+    without = [auc_of(scores[inside & (clusters != k)], scores[~inside & (clusters != k)])
+               for k in range(count)]  # fmt: skip
+    deviation = np.sqrt((count - 1) ** 2 / count * np.var(without, ddof=1))
+    found = cluster_bootstrap(auc_of, scores, inside, clusters, rng)
+    reach = student.ppf(0.975, count - 1) * deviation
+    assert found.low <= found.value - reach + 1e-12
+    assert found.high >= found.value + reach - 1e-12
 
 
 def test_permuted_labels_cover_one_half() -> None:

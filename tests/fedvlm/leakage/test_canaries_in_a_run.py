@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedvlm.canaries import Canaries, canary_gradients, hidden_in
-from fedvlm.config import SimulationConfig
+from fedvlm.config import Config, config_from
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation import Result, distributed, private, private_client, simulate
 from fedvlm.federation.distributed import distributed_mechanism
@@ -27,14 +27,14 @@ from fedvlm.privacy.skellam import SkellamMechanism
 PRIVATE = {"simulated_noise": True, "epsilon": 8.0, "rounds": 3, "canaries": 64}
 
 
-def _run(folder: Path, settings: dict) -> tuple[CanaryAudit, SimulationConfig]:
-    config = SimulationConfig(**settings, transcript=True)
+def _run(folder: Path, settings: dict) -> tuple[CanaryAudit, Config]:
+    config = config_from({**settings, "transcript": True})
     result = simulate(config, out=folder)
     size = int(result.adapter["parameters"])
     return audit_canaries(folder, config, size, claim_of(result), 0.05), config
 
 
-def _violated(folder: Path, config: SimulationConfig) -> set[str]:
+def _violated(folder: Path, config: Config) -> set[str]:
     checks = check_run(folder, config, Result.load(folder))
     assert checks is not None
     return {check.name for check in checks.checks if check.violated}
@@ -193,17 +193,19 @@ def test_a_run_without_canaries_or_with_others_is_refused(small_run, tmp_path) -
     _run(tmp_path, settings)
     size = int(Result.load(tmp_path).adapter["parameters"])
     with pytest.raises(ConfigError, match="planted no canaries"):
-        audit_canaries(tmp_path, SimulationConfig(**small_run), size, None, 0.05)
+        audit_canaries(tmp_path, config_from({**small_run}), size, None, 0.05)
     with pytest.raises(IntegrityError, match="other canaries"):
-        audit_canaries(tmp_path, SimulationConfig(**settings, seed=1), size, None, 0.05)
+        audit_canaries(tmp_path, config_from({**settings, "seed": 1}), size, None, 0.05)
 
 
 def test_hidden_canaries_are_half_as_long_as_the_update() -> None:
-    config = SimulationConfig(canaries=100)
+    config = config_from({"canaries": 100})
     update = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     extra = hidden_in(config, update) - update
     assert np.linalg.norm(extra) == pytest.approx(np.linalg.norm(update) / 2, rel=0.1)
     rows = canary_gradients(config, 20_000)
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 10 * config.clip_norm, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(rows, axis=1), 10 * config.privacy.clip_norm, rtol=1e-5
+    )
     with pytest.raises(ConfigError, match="at least 8"):
-        SimulationConfig(canaries=3)
+        config_from({"canaries": 3})

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from fedvlm.errors import ConfigError, IntegrityError
+from fedvlm.privacy import accounting
 from fedvlm.privacy.accounting import (
     delta_at,
     epsilon,
@@ -207,6 +208,23 @@ def test_d13_the_least_bound_is_taken():
         least = epsilon([(event, 1000)], delta)
         for method in ("pld", "rdp"):
             assert least <= epsilon([(event, 1000)], delta, method)
+
+
+def test_t1_what_a_distribution_rounds_away_is_taken_off_delta(monkeypatch):
+    """A PLD's own δ may be too small by `spare_delta`: it is asked for that much less."""
+    asked = []
+
+    class Distribution:
+        def get_epsilon_for_delta(self, delta):
+            asked.append(delta)
+            return 1.0
+
+    monkeypatch.setattr(accounting, "loss_distribution", lambda *_: Distribution())
+    monkeypatch.setattr(accounting, "spare_delta", lambda _: 9e-8)
+    assert epsilon([(GaussianMechanism(1.0, 1.7, 0.31).event(), 7)], 1e-6, "pld") == 1.0
+    assert asked == [1e-6 - 9e-8]
+    monkeypatch.setattr(accounting, "spare_delta", lambda _: 2e-7)
+    assert epsilon([(GaussianMechanism(1.0, 1.8, 0.31).event(), 7)], 1e-6, "pld") == math.inf
 
 
 def test_sampled_bounds_are_never_below_the_truth():

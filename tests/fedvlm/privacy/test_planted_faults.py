@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import SimulationConfig, config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.errors import BudgetExceeded
 from fedvlm.federation import InProcessGrid, private_client
 from fedvlm.federation.client_app import VECTOR, app
@@ -33,7 +33,7 @@ def _inner():
 def _strategy(kind, **settings):
     config = config_from({"clients": NODES, "rounds": 2, "epsilon": 4.0, **settings})
     if kind == "distributed":
-        object.__setattr__(config, "dp", "distributed")
+        object.__setattr__(config.privacy, "dp", "distributed")
         return DistributedStrategy(_inner(), config, 64)
     if kind == "example":
         return ExampleLevelStrategy(_inner(), config, 64 * NODES)
@@ -73,8 +73,8 @@ def test_t1_who_is_drawn_does_not_follow_from_the_experiments_seed():
 
 
 def test_t1_noise_is_planned_without_the_colluders():
-    config = SimulationConfig(clients=NODES, rounds=2, epsilon=4.0, clip_norm=0.5)
-    object.__setattr__(config, "dp", "distributed")
+    config = config_from({"clients": NODES, "rounds": 2, "epsilon": 4.0, "clip_norm": 0.5})
+    object.__setattr__(config.privacy, "dp", "distributed")
     mechanism, policy = distributed_mechanism(config, 64), distributed_policy(config, 64)
     colluders = policy.corrupt_members(NODES)
     assert colluders >= 4
@@ -91,7 +91,7 @@ def test_t1_a_client_keeps_its_ledger(small_run):
     """One round was planned: asked again for it, a client with a ledger refuses."""
     config = config_from({**small_run, **EXAMPLE})
     task = load_task(config)
-    grid = InProcessGrid(app, config.clients, config.to_run_config())
+    grid = InProcessGrid(app, config.data.clients, to_run_config(config))
     node = sorted(grid.get_node_ids())[0]
 
     def ask():
@@ -123,10 +123,10 @@ def test_t1_the_bank_is_public(small_run, monkeypatch):
         "bank",
         lambda vlm, pairs, rows: banks.append(rows) or real(vlm, pairs, rows),
     )
-    for client in range(config.clients):
+    for client in range(config.data.clients):
         ledger = NodeLedger(Node(client, Floor(), simulated=True), RecordDict())
         private_client.train_with_dp(task, client, 1, ledger, "run 1")
-    assert len(banks) == config.clients
+    assert len(banks) == config.data.clients
     private = set(np.concatenate(task.splits.clients).tolist())
     for rows in banks:
         assert set(rows.tolist()) <= set(task.splits.public.tolist())

@@ -1,5 +1,6 @@
 """Evaluation: what is no number never wins (D9); how sure a score is stands beside it (U3)."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedvlm.models import load_model
-from fedvlm.training import Evaluator, encode_pairs, retrieval
+from fedvlm.training import Evaluator, encode_pairs, evaluation, retrieval
 from fedvlm.training.evaluation import _also_right, accuracy, mean_interval
 
 _RISING = ("recall_at_1", "recall_at_5", "recall_at_10", "one_of_100")
@@ -71,14 +72,14 @@ def test_other_right_captions_count_as_if_they_were_not_there(case):
 def test_captions_of_one_label_are_right_for_all_its_pairs():
     gallery, caption_of = np.array([3, 5, 8, 9]), np.array([3, 5, 8, 9, 8])
     found = _also_right(gallery, caption_of, np.array([0, 0, 1, 2, 1]), np.array([0, 1, 2, 2, 4]))
-    assert found.astype(int).tolist() == [
+    assert found.mask(0, 5).astype(int).tolist() == [
         [1, 1, 0, 0],
         [1, 1, 0, 0],
         [0, 0, 1, 1],
         [0, 0, 1, 1],
         [0, 0, 0, 0],
     ]
-    assert _also_right(gallery, caption_of, caption_of) is None
+    assert _also_right(gallery, caption_of, caption_of).mask(0, 5) is None
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.5, 0.97, 1.0])
@@ -154,3 +155,36 @@ def test_d9_a_model_of_nans_scores_nothing(task):
     high = found.pop("test_one_of_100_high")
     assert set(found.values()) == {0.0}
     assert high < 0.1
+
+
+@settings(max_examples=30, deadline=None)
+@given(_case, st.integers(1, 40))
+def test_chunks_count_what_the_whole_matrix_counts(case, held):
+    """Whatever the chunk, with captions that are right too; no chunk holds more than it may."""
+    seed, rows, columns = case
+    rng = np.random.default_rng(seed)
+    images, captions = (
+        torch.from_numpy(rng.integers(-3, 4, (n, 2)).astype(np.float32)) for n in (rows, columns)
+    )
+    right = rng.integers(0, columns, rows)
+    also = evaluation._also_right(np.arange(columns), right, rng.integers(0, 3, rows))
+    whole = retrieval((images @ captions.T).numpy(), right, also.mask(0, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_HELD_SCORES", held)
+        counts = evaluation.counted(images, captions, right, also)
+    assert evaluation.retrieval_of_counts(*counts) == whole
+
+
+def test_a_gallery_of_100_000_captions_makes_no_large_matrix():
+    """2,000 images and 100,000 captions would be 800 MB; a chunk's scores are 16 MB."""
+    rng = np.random.default_rng(0)
+    captions = torch.nn.functional.normalize(torch.randn(100_000, 8), dim=1)
+    right = rng.integers(0, 100_000, 400)
+    images = captions[torch.from_numpy(right)]
+    also = evaluation._also_right(np.arange(100_000), right, np.arange(400))
+    tracemalloc.start()
+    found = evaluation.retrieval_of_counts(*evaluation.counted(images, captions, right, also))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.recall_at_1 == 1.0
+    assert peak < 60e6

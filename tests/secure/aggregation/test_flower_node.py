@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 
@@ -363,3 +364,19 @@ def test_d9_the_roster_that_a_node_holds_must_list_it(keys):
     assert "'keys'" in str(error)
     assert np.all([answer.has_error() for answer in grid.answers])
     assert isinstance(keys[1], Roster)
+
+
+def test_a_folder_put_back_from_a_copy_forgets_what_was_spent(tmp_path):
+    """A known limit, which the threat model names: a copy of the folder is a way back."""
+    folder = tmp_path / "state"
+    spent = Spent(Store(folder, "node"), sessions=1)
+    spent.open("run", "train", 1, b"session")
+    shutil.copytree(folder, tmp_path / "copy")
+    spent.take(b"session", "advertised")
+    with pytest.raises(SecureError, match="spent"):
+        spent.take(b"session", "advertised")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "copy", folder)
+    spent.take(b"session", "advertised")
+    shutil.rmtree(folder)
+    spent.open("run", "train", 1, b"another")

@@ -11,6 +11,7 @@ from flwr.serverapp import strategy as flower
 
 from secure.aggregation.flower import REFUSALS
 from secure.errors import IntegrityError, ParameterError, PeerError, PolicyError
+from secure.flower._layout import Layout
 from secure.he import Encrypted, HEClient
 from secure.he.flower import (
     DECRYPT,
@@ -21,6 +22,7 @@ from secure.he.flower import (
     HESumStrategy,
     he_mod,
 )
+from secure.he.plans import SumPlan
 from secure.he.policy import HEPolicy, load_key, provision_key
 from tests.secure import hostile
 from tests.secure.aggregation.local_grid import LocalGrid
@@ -371,3 +373,73 @@ def test_s9_a_forgotten_context_decrypts_no_more_sums_than_the_key_allows(key, t
     wrapped = HESumStrategy(flower.FedAvg(**ALL), policy, trip_timeout_s=5)
     with pytest.raises(PeerError, match="'stage'"):
         wrapped.start(grid, initial(), num_rounds=1)
+
+
+def test_t1_a_decrypted_sum_that_counts_other_clients_is_no_mean():
+    layout = Layout((("vector", (5,), "float32"),), ())
+    vectors = np.random.default_rng(0).uniform(-1, 1, (3, 5))
+    total = sum(POLICY.encode(vector, 20.0, {}) for vector in vectors)
+    assert np.allclose(POLICY.decode(total, layout, 3).mean, vectors.mean(axis=0))
+    for other in (2, 4):
+        with pytest.raises(IntegrityError, match=f"does not count {other} clients"):
+            POLICY.decode(total, layout, other)
+
+
+def test_t1_a_vector_longer_than_the_noise_was_planned_for_never_leaves():
+    few = HEPolicy(clients=NODES, bound=1.0, rounds=3, max_weight=20, entries=6)
+    assert few.encode(np.ones(4), 20.0, {}) @ few.encode(np.ones(4), 20.0, {}) <= 6
+    with pytest.raises(ParameterError, match="5 parameters are too many for entries=6"):
+        few.encode(np.ones(5), 20.0, {})
+
+
+def test_a_refused_sum_is_no_second_question(key):
+    """A refusal tells of the plaintext: a server that may ask again has a decryption oracle."""
+    from secure.he.aggregation import EncryptedSum
+
+    kept = {}
+
+    def tamper(batch, message):
+        if batch == 2 and "ask" not in kept:
+            kept["ask"] = copy.deepcopy(message)
+            total = EncryptedSum(POLICY.params, 9 + 3)
+            total.add(kept["reply"])
+            message = copy.deepcopy(message)
+            data = np.frombuffer(total.result().to_bytes(), dtype=np.uint8)
+            message.content[PAYLOAD] = ArrayRecord({"bytes": Array(data)})
+        return message
+
+    app = make_app([he_mod(POLICY, key)])
+
+    def spying(message, context):
+        reply = app(message, context)
+        if not reply.has_error() and reply.content[RECORD]["trip"] == ENCRYPT:
+            kept["reply"] = reply.content[PAYLOAD]["bytes"].numpy().tobytes()
+        return reply
+
+    _, _, grid = federate(spying, tamper=tamper)
+    assert refused(grid) == {REFUSALS["policy"]}
+    ask = kept["ask"]
+    again = app(ask, grid.contexts[ask.metadata.dst_node_id])
+    assert again.error.code == REFUSALS["stage"]
+
+
+def test_a_sum_that_counts_otherwise_than_the_server_says_is_told_by_nobody(key):
+    """One client says that it is two: each client in turn would tell the sum, in another noise."""
+    app = make_app([he_mod(POLICY, key)])
+
+    def spoiling(message, context):
+        reply = app(message, context)
+        spoils = context.node_config["partition-id"] == 1
+        if spoils and not reply.has_error() and reply.content[RECORD]["trip"] == ENCRYPT:
+            entries = np.zeros(9 + 3)
+            entries[9:11] = 0.0, 0.5
+            sent = load_key(key).encrypt(entries, SumPlan(POLICY.params, len(entries))).to_bytes()
+            data = np.frombuffer(sent, dtype=np.uint8)
+            reply.content[PAYLOAD] = ArrayRecord({"bytes": Array(data)})
+        return reply
+
+    _, wrapped, grid = federate(spoiling)
+    assert wrapped.history[0].reason == "no client decrypted the sum"
+    told = [each for each in grid.answers if each.has_error()]
+    assert len(told) == NODES
+    assert refused(grid) == {REFUSALS["policy"]}

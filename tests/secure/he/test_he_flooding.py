@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from secure.errors import ParameterError
+from secure.errors import ParameterError, PolicyError
 from secure.he import GuardedLinear, HEParams
 from secure.he import guarded as guarded_module
 from secure.he._exact import encode_periodic
@@ -120,6 +120,36 @@ def test_h1_every_low_bit_of_a_result_is_a_coin(asked):
         assert stats.chisquare(np.bincount(digit, minlength=16)).pvalue > 1e-6
 
 
+def test_t1_the_second_polynomial_is_fresh_in_every_answer(asked):
+    """Bare it is a public function of W: the same input twice would show it twice."""
+    layer, _, keys, sent, _ = asked
+    layer.queries = 0
+    seal = engine(PARAMS)
+    seconds = []
+    for _ in range(2):
+        result = layer(sent, keys).load()[0]
+        seconds.append(seal.residues(result, seal.level_of(result))[1])
+    assert (seconds[0] != seconds[1]).mean() > 0.99
+
+
+def test_t1_results_are_counted_and_the_one_too_many_is_refused(asked):
+    layer, _, keys, sent, _ = asked
+    layer.queries = layer.max_queries - 1
+    layer(sent, keys)
+    assert layer.queries == layer.max_queries
+    with pytest.raises(PolicyError, match="7 results were given"):
+        layer(sent, keys)
+    layer.queries = 0
+
+
+@pytest.mark.parametrize("bits", [1, 40, 64])
+def test_t1_the_width_is_two_to_the_bits_times_what_is_hidden(asked, bits, monkeypatch):
+    """Where there is next to nothing to hide, what is left of the width is the claim alone."""
+    layer, *_ = asked
+    monkeypatch.setattr(guarded_module, "SHIFT", 1e-300)
+    assert layer._width(1.0, 20, bits) == 2**bits
+
+
 def test_h1_two_matrices_of_equal_y_are_not_told_apart(asked):
     """The attacker knows both matrices and the query's noise, and asks which one was used.
 
@@ -181,6 +211,19 @@ def test_the_flooding_has_its_width_and_no_grain(width):
         assert stats.chisquare(np.bincount(digit, minlength=64)).pvalue > 1e-6
 
 
+class Largest:
+    """A source whose every draw is the largest that it may be."""
+
+    def below(self, bound, count):
+        return np.full(count, bound - 1)
+
+
+@pytest.mark.parametrize("width", [256, (1 << 17) + 1, (1 << 70) + 12345, (1 << 113) + 7])
+def test_t1_the_flooding_is_never_narrower_than_asked(width):
+    """Rounding R to what can be drawn goes up: a bound in R holds."""
+    assert 2 * (width - 1) <= flood(Largest(), 1, width)[0] <= 2 * width * (1 + 2.0**-16)
+
+
 @pytest.mark.parametrize("width", [256, 1000, 4096])
 def test_a_shift_of_the_flooding_shows_no_more_than_stated(width):
     """The law of the sum of four, exactly: its total variation against its shifts, and SHIFT."""
@@ -234,3 +277,19 @@ def test_a_guarded_layer_of_zeros_answers_with_its_bias():
     keys = owner.evaluation_keys(layer.plan, public=True)
     got = owner.decrypt(layer(owner.encrypt(np.full(4, 0.4), layer.plan), keys))[0]
     assert np.abs(got - np.arange(3.0) / 3).max() <= layer.error
+
+
+def test_what_the_flooding_tells_of_the_weights_is_a_factor_of_two():
+    """Scale and flooding are public: they follow from the two magnitudes alone."""
+    rng = np.random.default_rng(11)
+    seen: dict[tuple[float, float], set[tuple[float, int, float]]] = {}
+    for _ in range(12):
+        rows = unit_rows(rng, 4, 8) * rng.uniform(0.5, 2.0)
+        layer = GuardedLinear(rows, params=PARAMS, max_queries=2)
+        norms = np.linalg.norm(rows, axis=1)
+        largest = guarded_module.pair_bound(norms, layer.plan.sizes[1])
+        magnitudes = (guarded_module._up(largest), guarded_module._up(largest * PARAMS.max_abs))
+        told = (layer.sigma, layer._flooding, layer.error)
+        seen.setdefault(magnitudes, set()).add(told)
+    assert 2 <= len(seen) <= 4
+    assert all(len(told) == 1 for told in seen.values())

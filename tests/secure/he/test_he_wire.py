@@ -21,7 +21,7 @@ from secure.he import (
     ParametersMismatchError,
     WireError,
 )
-from secure.he.ciphertext import Piece
+from secure.he.ciphertext import _HEAD, TAG_BYTES, Piece
 from secure.he.wire import Envelope, Kind
 
 from .he_tools import FAST, client
@@ -259,3 +259,17 @@ def test_keys_of_the_adapter_carry_the_relinearisation_key():
     again = EvaluationKeys.from_bytes(keys.to_bytes())
     assert again.to_bytes() == keys.to_bytes()
     assert len(again.relin_parts) == 3
+
+
+def test_t1_as_many_ciphertexts_as_the_layout_has_and_no_more(messages):
+    """Header and body agree with each other, and not with the layout."""
+    envelope = Envelope.from_bytes(messages["input"], Kind.CIPHERTEXT)
+    payload = bytes(envelope.payload)
+    result, level, seeded, scale, count = _HEAD.unpack_from(payload, TAG_BYTES)
+    body = payload[TAG_BYTES + _HEAD.size :]
+    for times in (0, 2):
+        head = _HEAD.pack(result, level, seeded, scale, times * count)
+        forged = payload[:TAG_BYTES] + head + times * body
+        data = Envelope(Kind.CIPHERTEXT, FAST.identity, envelope.fingerprint, forged).to_bytes()
+        with pytest.raises(WireError, match=f"{times} ciphertexts where this layout has 1"):
+            Encrypted.from_bytes(data, FAST)

@@ -62,6 +62,12 @@ def test_a_copy_put_back_is_refused(dealt):
         shutil.move(path / "copy", path / side / name)
         with pytest.raises(MaterialError, match="used before"):
             _claim(folder, program, setup, parcel)
+    # T1: nor is it offered: a client would choose it again and again.
+    other = client.choose(program, QUERY)
+    assert other != parcel
+    client.discard(other)
+    with pytest.raises(MaterialError, match="deal more"):
+        client.choose(program, QUERY)
 
 
 def test_files_are_for_their_owner_only(dealt):

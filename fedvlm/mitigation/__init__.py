@@ -1,0 +1,10 @@
+"""Repairs of what the trust audit finds, and with which protection each of them goes.
+
+After training: `projections` (folded into the output layer by `fold`), `rerank`, `temperature`. In
+training: `repairs`. Before it: `pseudonyms`, `duplicates`. `composition` refuses what doesn't go
+together.
+"""
+
+from fedvlm.mitigation.composition import COMPOSITION, require_composition
+
+__all__ = ["COMPOSITION", "require_composition"]

@@ -1,0 +1,267 @@
+"""The trust audit: every column on the model before and after, each refusing on its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvlm.data.emoji import Progress, quiet
+from fedvlm.data.unsafe import UNSAFE
+from fedvlm.errors import ConfigError, DataError, FedVLMError
+from fedvlm.federation.task import load_task
+from fedvlm.models import load_model
+from fedvlm.trained import load_trained
+from fedvlm.trust.columns_fairness import group_columns, tone_columns, twin_columns
+from fedvlm.trust.columns_privacy import membership_columns
+from fedvlm.trust.columns_robustness import Robustness, Test, robustness_columns
+from fedvlm.trust.columns_safety import safety_columns
+from fedvlm.trust.context import DEFAULT_SIZES, Context, Sizes
+from fedvlm.trust.contrasts import holm
+from fedvlm.trust.readings import Column, Reading, change_of, reading_of
+from fedvlm.trust.subject import Subject
+
+PRIMARY = {"fairness": "tone_gap", "robustness": "overconfidence", "safety": "backdoor"}
+"""One measure a pillar is tested; the others describe."""
+_MASKING = {"square": "Square − PGD at ½/255", "transfer": "transfer − PGD at ½/255"}
+
+Measures = dict[str, tuple[str, str, Callable[[], Reading]]]
+Readings = Mapping[str, Reading | str]
+
+
+def measures_of(
+    context: Context, groups: tuple[str, ...] | None, unsafe: Mapping[str, str]
+) -> Measures:
+    """Return everything that is read off one model: name → pillar, title, measure."""
+    held: dict[str, Test] = {}
+
+    def test() -> Test:
+        if "test" not in held:
+            held["test"] = Test(context)
+        return held["test"]
+
+    def utility() -> Reading:
+        return reading_of(test().first, test().concepts)
+
+    out: Measures = {"one_of_100": ("utility", "test, one of 100", utility)}
+    found = {
+        "fairness": tone_columns(context)
+        | (twin_columns(context) if context.of_emoji else {})
+        | group_columns(context, lambda: test().first, groups),
+        "robustness": robustness_columns(context, test),
+        "safety": safety_columns(context, test, unsafe),
+    }
+    for pillar, columns in found.items():
+        for name, (title, measure) in columns.items():
+            out[name] = (pillar, title, measure)
+    return out
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_all(
+    context: Context,
+    groups: tuple[str, ...] | None = None,
+    unsafe: Mapping[str, str] = UNSAFE,
+    progress: Progress = quiet,
+) -> dict[str, Reading | str]:
+    """Read every measure off a model; one that the data can't carry is its reason, in one line."""
+    measures = measures_of(context, groups, unsafe)
+    out: dict[str, Reading | str] = {}
+    for number, (name, (_, _, measure)) in enumerate(measures.items()):
+        progress("measures", number, len(measures))
+        try:
+            out[name] = measure()
+        except (DataError, ConfigError) as error:
+            out[name] = _one_line(error)
+    progress("measures", len(measures), len(measures))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class TrustAudit:
+    """Every column of one run beside zero-shot.
+
+    Attributes:
+        columns: By pillar, in the order of the table.
+        adjusted: Holm's p of each primary measure's change.
+        identity: Seed, data, model and sizes.
+    """
+
+    columns: tuple[Column, ...]
+    adjusted: dict[str, float]
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as JSON takes it."""
+        return {
+            "columns": [column.to_dict() for column in self.columns],
+            "holm": self.adjusted,
+            "identity": self.identity,
+        }
+
+
+def columns_from(
+    measures: Measures, before: Readings, after: Readings, rng: np.random.Generator
+) -> list[Column]:
+    """Join the readings of two models into columns."""
+    out = []
+    for name, (pillar, title, _) in measures.items():
+        one, other = before.get(name, "not measured"), after.get(name, "not measured")
+        if isinstance(one, str) or isinstance(other, str):
+            reason = other if isinstance(other, str) else str(one)
+            # What can be told of the run's model is told, also where zero-shot has no such number.
+            told = other if isinstance(other, Reading) else None
+            out.append(
+                Column(
+                    pillar,
+                    name,
+                    title,
+                    after=None if told is None else told.estimate,
+                    why_not=reason if told is None else None,
+                )
+            )
+            continue
+        out.append(
+            Column(
+                pillar,
+                name,
+                title,
+                one.estimate,
+                other.estimate,
+                change_of(one, other, rng),
+                primary=PRIMARY.get(pillar) == name,
+                by_concept=other.by_concept or {},
+            )
+        )
+        if name == "tone_gap":
+            gains = Column(
+                pillar, "gap_of_gains", "gap of gains, default − dark", after=out[-1].change
+            )
+            out.append(gains)
+    return out
+
+
+def _masking_columns(before: Context, after: Context) -> list[Column]:
+    out = []
+    for which, title in _MASKING.items():
+        name = f"masking_{which}"
+        try:
+            # The untouched model's captions in the run's order: the same columns, other weights.
+            texts = before.subject.texts(before.captions)
+            surrogate = before.subject.classifier(texts)
+            of = Robustness(after, lambda: Test(after))
+            found = of.masking(surrogate, which).estimate
+            out.append(Column("robustness", name, title, after=found))
+        except FedVLMError as error:
+            out.append(Column("robustness", name, title, why_not=_one_line(error)))
+    return out
+
+
+def _privacy_columns(before: Context, after: Context) -> list[Column]:
+    try:
+        found = membership_columns(before, after)
+    except DataError as error:
+        reason = _one_line(error)
+        return [Column("privacy", "membership", "membership AUC by designer", why_not=reason)]
+    return [Column("privacy", name, title, after=one) for name, (title, one) in found.items()]
+
+
+def audit_models(
+    before: Context,
+    after: Context,
+    *,
+    groups: tuple[str, ...] | None = None,
+    unsafe: Mapping[str, str] = UNSAFE,
+    known: Readings | None = None,
+    progress: Progress = quiet,
+) -> TrustAudit:
+    """Audit a model beside what it was before.
+
+    Args:
+        before: The untouched model, on the same data.
+        after: The model under audit.
+        groups: Columns of the table that hold groups; None takes what looks like groups.
+        unsafe: Captions that count as unsafe, with reasons.
+        known: Readings of `before` where they were made already.
+        progress: Called with (task, done, total).
+
+    Returns:
+        The audit. What the data can't carry is in its column's `why_not`; nothing stops the rest.
+    """
+    zero = read_all(before, groups, unsafe, progress) if known is None else known
+    found = read_all(after, groups, unsafe, progress)
+    measures = measures_of(after, groups, unsafe)
+    columns = columns_from(measures, zero, found, after.rng("changes"))
+    columns += _masking_columns(before, after) + _privacy_columns(before, after)
+    order = ("utility", "fairness", "robustness", "safety", "privacy")
+    columns.sort(key=lambda column: order.index(column.pillar))
+    tested = {
+        c.name: c.change.p
+        for c in columns
+        if c.primary and c.change is not None and c.change.resolved and c.change.p is not None
+    }
+    return TrustAudit(tuple(columns), holm(tested))
+
+
+def contexts_of(
+    folder: Path, sizes: Sizes, progress: Progress = quiet
+) -> tuple[Context, Context, dict[str, Any]]:
+    """Load a finished run: the untouched model's context, the run's, and what they are.
+
+    Raises:
+        ConfigError: The folder holds no finished run, or its data has changed since.
+    """
+    trained = load_trained(folder)
+    config = trained.config
+    task = load_task(config, progress)
+    if not len(task.data):
+        raise ConfigError("the run's server holds no data: there is nothing to audit its model on")
+    told = trained.result.data.get("fingerprint")
+    if told is not None and told != task.data.fingerprint:
+        raise ConfigError(
+            f"{config.data.source} has changed since the run: its parts aren't the run's"
+        )
+    untouched = Subject(load_model(config.model.name), progress)
+    after = Context(Subject(trained.model, progress), task.data, task.splits, task.seed, sizes)
+    before = Context(untouched, task.data, task.splits, task.seed, sizes)
+    identity = {
+        "seed": task.seed.value,
+        "model": config.model.name,
+        "data": task.data.name,
+        "protect": config.protection.protect,
+        "dp": config.privacy.dp,
+        "sizes": vars(sizes),
+    }
+    return before, after, identity
+
+
+def audit_trust(
+    folder: Path,
+    *,
+    sizes: Sizes = DEFAULT_SIZES,
+    groups: tuple[str, ...] | None = None,
+    known: Readings | None = None,
+    progress: Progress = quiet,
+) -> TrustAudit:
+    """Audit the run in a folder beside zero-shot.
+
+    Args:
+        folder: Of a finished run.
+        sizes: How much is looked at.
+        groups: Columns of the run's table that hold groups; None takes what looks like groups.
+        known: Readings of the untouched model on the same data, seed and sizes, where at hand.
+        progress: Called with (task, done, total).
+
+    Raises:
+        ConfigError: There is no finished run, or its data has changed.
+    """
+    before, after, identity = contexts_of(folder, sizes, progress)
+    found = audit_models(before, after, groups=groups, known=known, progress=progress)
+    return TrustAudit(found.columns, found.adjusted, identity)

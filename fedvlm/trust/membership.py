@@ -1,0 +1,61 @@
+"""Is one group's data remembered more than another's: membership by group."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedvlm.trust.contrasts import bootstrap
+from fedvlm.trust.estimate import MIN_ROWS, Estimate, UnresolvedError
+from fedvlm.trust.fairness import check_groups
+from fedvlm.trust.ood import auroc
+
+
+def membership_by_group(
+    scores: ArrayLike,
+    members: ArrayLike,
+    groups: ArrayLike,
+    rng: np.random.Generator,
+) -> dict[str, Estimate]:
+    """Estimate the AUC of a membership score within each group.
+
+    Within a group, members are told from non-members of that same group. A single threshold over
+    all groups would count a group whose scores are higher as remembered more (Chang and Shokri
+    2021; Yaghini et al. 2019).
+
+    Args:
+        scores: Shape (N,), higher for what looks like a member.
+        members: Shape (N,), bool: fair coins.
+        groups: Shape (N,).
+        rng: Resamples rows, members and non-members each among themselves.
+
+    Returns:
+        Group → AUC; a group with fewer than 20 members or non-members is unresolved.
+
+    Raises:
+        UnresolvedError: One group only, scores that aren't finite, or a group that is membership
+            by another name.
+    """
+    found, inside = np.asarray(scores, dtype=np.float64), np.asarray(members).astype(bool)
+    groups = np.asarray(groups)
+    check_groups(groups, inside)
+    if not np.isfinite(found).all():
+        raise UnresolvedError("membership scores are not all finite")
+    out = {}
+    for name in np.unique(groups):
+        chosen = np.flatnonzero(groups == name)
+        rows = min(inside[chosen].sum(), (~inside[chosen]).sum())
+        if rows < MIN_ROWS:
+            out[str(name)] = Estimate(np.nan, np.nan, np.nan, int(rows), int(rows))
+            continue
+        a, b = found[chosen[inside[chosen]]], found[chosen[~inside[chosen]]]
+        scored = np.concatenate([a, b])
+        strata = np.arange(len(scored))
+
+        def auc(rows: np.ndarray, scored: np.ndarray = scored, split: int = len(a)) -> float:
+            first = rows < split
+            if first.all() or not first.any():
+                return float("nan")
+            return auroc(scored[rows[first]], scored[rows[~first]])
+
+        one = bootstrap(auc, strata, rng)
+        out[str(name)] = Estimate(one.value, one.low, one.high, int(rows), int(rows))
+    return out

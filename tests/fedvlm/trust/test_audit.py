@@ -1,0 +1,126 @@
+"""The whole audit on models and data where one knows what must come out."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedvlm.config import config_from
+from fedvlm.errors import ConfigError
+from fedvlm.federation import simulate
+from fedvlm.trust.audit import TrustAudit, audit_trust
+from fedvlm.trust.context import Sizes
+from fedvlm.trust.estimate import Estimate
+from fedvlm.trust.readings import Column, Reading, change_of
+from fedvlm.trust.show import markdown, plot_pillar
+
+SMALL = Sizes(designers=1, corrupted=4, altered=6, attacked=4, noise=8)
+
+
+@pytest.fixture(scope="module")
+def grouped_folder(tmp_path_factory, shapes_folder):
+    """The shapes with two groups, a group that is the caption, and one of a single value."""
+    folder = tmp_path_factory.mktemp("grouped")
+    (folder / "images").symlink_to(shapes_folder / "images")
+    with (shapes_folder / "captions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "captions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "hospital", "same", "one"])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            caption = row["caption"]
+            hospital = "north" if number % 2 else "south"
+            writer.writerow({**row, "hospital": hospital, "same": f"x {caption}", "one": "all"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, grouped_folder):
+    out = tmp_path_factory.mktemp("run")
+    config = config_from(
+        {
+            "data": str(grouped_folder),
+            "clients": 2,
+            "rounds": 1,
+            "partition": "iid",
+            "rank": 2,
+            "references": False,
+            "workers": 1,
+        }
+    )
+    simulate(config, out=out)
+    return out
+
+
+def test_a_folder_of_ones_own_is_audited_and_what_it_cannot_carry_is_said(run_folder):
+    found = audit_trust(run_folder, sizes=SMALL, groups=("hospital", "same", "one", "no"))
+    told = {column.name: column for column in found.columns}
+    assert told["one_of_100"].after is not None
+    assert "belong to the embedded data" in told["tone_gap"].why_not
+    assert "on the unsafe list" in told["unsafe_queries"].why_not
+    assert "label by another name" in told["group_same"].why_not
+    assert "one group only" in told["group_one"].why_not
+    assert "no column 'no'" in told["group_no"].why_not
+    assert "membership = 'half'" in told["membership"].why_not
+    for column in found.columns:
+        assert "\n" not in (column.why_not or "")
+    # The test part holds a dozen images: a group of fewer than 20 is never a number.
+    gap = next(c for n, c in told.items() if n.startswith("group_hospital"))
+    assert not gap.after.resolved
+    assert "unresolved" in str(gap.to_dict()["after"])
+    assert told["least_radius"].after is not None or told["least_radius"].why_not
+    text = json.dumps(found.to_dict())
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert "not measured" in markdown(found)
+
+
+def test_the_command_leaves_its_files_and_ends_with_zero(run_folder):
+    from typer.testing import CliRunner
+
+    from fedvlm.cli import app
+
+    found = CliRunner().invoke(app, ["trust", str(run_folder), "--group", "hospital"])
+    assert found.exit_code == 0, found.output
+    told = json.loads((run_folder / "trust.json").read_text())
+    assert {c["pillar"] for c in told["columns"]} == {
+        "utility",
+        "fairness",
+        "robustness",
+        "safety",
+        "privacy",
+    }
+    assert (run_folder / "trust.md").exists()
+    assert "trust audit of" in found.output
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError):
+        audit_trust(tmp_path)
+
+
+def test_readings_that_are_means_are_paired_by_concept():
+    rng = np.random.default_rng(0)
+    hard = {n: float(v) for n, v in enumerate(rng.random(100))}
+    better = {n: v + 0.1 for n, v in hard.items()}
+    one = Estimate(float(np.mean(list(hard.values()))), 0.4, 0.6, 100, 100)
+    other = replace(one, value=one.value + 0.1)
+    paired = change_of(Reading(one, hard), Reading(other, better), rng)
+    apart = change_of(Reading(one), Reading(other), rng)
+    assert paired.low > 0.099
+    assert apart.low < 0 < apart.high
+    assert paired.value == pytest.approx(apart.value)
+
+
+def test_a_figure_shows_what_is_resolved_alone():
+    kept = Estimate(0.3, 0.2, 0.4, 50, 50)
+    few = Estimate(0.9, 0.8, 1.0, 5, 5)
+    columns = (
+        Column("safety", "a", "first", after=kept),
+        Column("safety", "b", "second", after=few),
+        Column("safety", "c", "third", why_not="no"),
+    )
+    ax = plot_pillar(TrustAudit(columns, {}), "safety")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first"]
