@@ -150,8 +150,8 @@ class FrozenHead(nn.Module):
 
 def raw_features(embeddings: Tensor, inputs: Inputs) -> NDArray[np.float64]:
     """Return frozen features: the stem's mean over places, or the embedding itself."""
-    pixels = inputs["pixel_values"]
-    if pixels.ndim == 4 and pixels.shape[1] >= _STEM_CHANNELS:
+    pixels = inputs.get("pixel_values")  # absent where a frozen tower's features were kept
+    if pixels is not None and pixels.ndim == 4 and pixels.shape[1] >= _STEM_CHANNELS:
         return as_array(pixels.mean(dim=(2, 3)))
     return as_array(embeddings)
 

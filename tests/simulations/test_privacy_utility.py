@@ -37,12 +37,18 @@ def test_federations_under_dp_are_simulated_and_say_so():
         assert config.training.seed == 3
         assert config.privacy.simulated_noise
         assert config.privacy.dp == dp
-    assert _lora_cells.configuration(3, "none").dp == "none"
+    assert _lora_cells.configuration(3, "none").privacy.dp == "none"
     gate = _gate_cells.configuration(1, 3.0, 1e-5)
-    assert (gate.epsilon, gate.delta, gate.simulated_noise) == (3.0, 1e-5, True)
-    assert _gate_cells.configuration(1, None, 1e-5).dp == "none"
+    assert (gate.privacy.epsilon, gate.privacy.delta, gate.privacy.simulated_noise) == (
+        3.0,
+        1e-5,
+        True,
+    )
+    assert _gate_cells.configuration(1, None, 1e-5).privacy.dp == "none"
     # More noise, a lower rate; and at δ = 10⁻³ the rule gives about what was chosen there.
-    rates = [_lora_cells.configuration(0, "example", e, 1e-5).learning_rate for e in (8.0, 3.0)]
+    rates = [
+        _lora_cells.configuration(0, "example", e, 1e-5).training.learning_rate for e in (8.0, 3.0)
+    ]
     assert rates[0] < _lora_cells.RATES[8.0]
     assert rates[1] < rates[0]
 
