@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from fedvlm.heads import (
+    Candidates,
     LinearHead,
     hashed_rows,
     head_gradients,
@@ -21,12 +22,15 @@ from fedvlm.heads import (
     release_steps,
 )
 from fedvlm.heads.contributions import COUNT_SHARE, DECLARED_SHARE, counted
+from fedvlm.heads.linear import control_weight
 from fedvlm.heads.posterior import Prior
 from fedvlm.heads.whitening import unit_rows
 from fedvlm.privacy.analytic import gaussian_epsilon
 from simulations._heads_world import Floats, World, splits_of
 
 CLIENTS = 10
+LEVELS = (8.0, 3.0, 1.0)
+CLIENT_LEVEL = ((10, 1e-3), (100, 1e-3), (300, 1e-3), (1_000, 1e-4), (3_000, 1e-4), (10_000, 1e-5))
 SHARES = {"declared": DECLARED_SHARE, "inferred": COUNT_SHARE, "hashed": COUNT_SHARE}
 HASHED = 4096
 
@@ -43,12 +47,12 @@ class Cell:
 
     Attributes:
         name: What it is called.
-        head: zero-shot, control, prototypes or head.
+        head: zero-shot, control, prototypes, head, gate or lora.
         epsilon: ε; infinite without noise.
         delta: δ.
         noised: Clients whose noise the sum was planned for; all ten add theirs. 1: each alone. 0:
             one noise for the whole sum.
-        rows: declared, inferred or hashed.
+        rows: declared, inferred or hashed; of LoRA at client level the `dp`.
         clients: At client level, the number of clients; 0 at example level.
     """
 
@@ -75,29 +79,42 @@ def cells() -> list[Cell]:
     for head in ("prototypes", "head"):
         out.append(Cell(f"{head}, no DP", head))
         for delta in (1e-3, 1e-5):
-            for epsilon in (8.0, 3.0, 1.0):
+            for epsilon in LEVELS:
                 name = f"{head}, one noise, ε = {epsilon:g}, δ = {delta:g}"
                 out.append(Cell(name, head, epsilon, delta))
-        for epsilon in (8.0, 3.0, 1.0):
-            out += [
-                Cell(f"{head}, planned for {n} of 10, ε = {epsilon:g}", head, epsilon, noised=n)
-                for n in (6, 8, 10)
-            ]
-            out.append(Cell(f"{head}, each alone, ε = {epsilon:g}", head, epsilon, noised=1))
+        for delta, told in ((1e-3, ""), (1e-5, ", δ = 1e-05")):
+            for epsilon in LEVELS:
+                end = f"ε = {epsilon:g}{told}"
+                out += [
+                    Cell(f"{head}, planned for {n} of 10, {end}", head, epsilon, delta, n)
+                    for n in (6, 8, 10)
+                ]
+                out.append(Cell(f"{head}, each alone, {end}", head, epsilon, delta, 1))
     for rows in ("inferred", "hashed"):
         out.append(Cell(f"prototypes, {rows} rows, no DP", "prototypes", rows=rows))
         out += [
             Cell(f"prototypes, {rows} rows, ε = {epsilon:g}", "prototypes", epsilon, rows=rows)
-            for epsilon in (8.0, 3.0, 1.0)
+            for epsilon in LEVELS
         ]
-    for clients, delta in ((10, 1e-3), (100, 1e-3), (1_000, 1e-4), (10_000, 1e-5)):
+    for clients, delta in CLIENT_LEVEL:
         name = f"client level, {clients:,} clients, ε = 8, δ = {delta:g}"
         out.append(Cell(name, "prototypes", 8.0, delta, clients=clients))
+    for head, called in (("gate", "gate"), ("lora", "LoRA")):
+        out.append(Cell(f"{called}, no DP", head))
+        for delta in (1e-3, 1e-5):
+            for epsilon in LEVELS:
+                name = f"{called}, each alone, ε = {epsilon:g}, δ = {delta:g}"
+                out.append(Cell(name, head, epsilon, delta, 1))
+    for dp in ("client", "distributed"):
+        name = f"LoRA, {dp} level, 10 clients, ε = 8, δ = 0.01"
+        out.append(Cell(name, "lora", 8.0, 1e-2, rows=dp, clients=10))
     return out
 
 
 def evaluate(world: World, cell: Cell, seed: int) -> dict[str, float]:
     """Return one of 100 by part, in percent."""
+    if cell.head in ("gate", "lora"):
+        return _trained(cell, seed)
     splits = splits_of(seed)
     rng = np.random.default_rng((seed, *cell.name.encode()))
     parts = {"test": splits.test, "ood": splits.ood, "withheld": splits.withheld}
@@ -110,6 +127,20 @@ def evaluate(world: World, cell: Cell, seed: int) -> dict[str, float]:
     else:
         scores_of = _prototypes(world, cell, splits.clients, rng)
     return {name: world.score(part, scores_of) for name, part in parts.items()}
+
+
+def _trained(cell: Cell, seed: int) -> dict[str, float]:
+    """Return the scores of what is trained by local steps, in a federation."""
+    private = math.isfinite(cell.epsilon)
+    if cell.head == "gate":
+        from simulations import _gate_cells
+
+        found = _gate_cells.configuration(seed, cell.epsilon if private else None, cell.delta)
+        return _gate_cells.evaluate_gate(found)
+    from simulations._lora_cells import configuration, evaluate_lora
+
+    dp = cell.rows if cell.clients else "example" if private else "none"
+    return evaluate_lora(configuration(seed, dp, cell.epsilon, cell.delta))
 
 
 def _rows(world: World, cell: Cell, seed: int) -> tuple[NDArray[np.int64], int]:
@@ -157,44 +188,46 @@ def _client_sums(
     if _pairs(cell, train) > len(train):
         drawn = rng.choice(train, _pairs(cell, train))
     parts = np.array_split(drawn, cell.clients)
-    clip = 0.7 * math.sqrt(float(np.median([len(part) for part in parts])))
+    # Both from the public mean of what clients hold: rows of few images hardly overlap.
+    clip = 0.7 * math.sqrt(len(drawn) / cell.clients)
+    kept = 0.7
     total = np.zeros((len(world.texts), world.features.shape[1] + 1))
-    kept = 0.0
     terms = counted(world.features, SHARES[cell.rows])
     for part in parts:
         rows, numbers = np.unique(world.caption_of[part], return_inverse=True)
         one = np.zeros((len(rows), terms.shape[1]))
         np.add.at(one, numbers, terms[part])
-        share = min(1.0, clip / float(np.linalg.norm(one)))
-        total[rows] += share * one
-        kept += share * len(part) / len(drawn)
+        total[rows] += min(1.0, clip / float(np.linalg.norm(one))) * one
     return total / kept, cell.std * clip / kept
 
 
-HEADS = {
-    math.inf: (LinearHead(50, 30.0), 5.0),
-    8.0: (LinearHead(10, 10.0), 5.0),
-    3.0: (LinearHead(4, 10.0), 20.0),
-    1.0: (LinearHead(4, 3.0), 40.0),
-}
+HEADS = {math.inf: LinearHead(50, 30.0)}
+HEAD = LinearHead(10, 20.0)
 
 
 def _head(
     world: World, cell: Cell, train: NDArray[np.int64], rng: np.random.Generator
 ) -> Callable[..., Floats]:
-    head, weight = HEADS[cell.epsilon]
+    head = HEADS.get(cell.epsilon, HEAD)
     texts = world.text_map(world.texts)
     captions, right = np.unique(world.caption_of[train], return_inverse=True)
+    wanted = Candidates(texts[captions])
     std = cell.std * math.sqrt(head.steps) * head.clip_norm
     trained = release_steps(
         head,
         (world.features.shape[1], texts.shape[1]),
         len(train),
-        lambda w: head_gradients(head, w, world.features[train], texts[captions], right),
+        lambda w: head_gradients(head, w, world.features[train], texts[captions][right], wanted),
         lambda total: total + std * rng.standard_normal(total.shape),
     )
-    if cell.noised:
-        weight *= CLIENTS / cell.noised
+    weight = control_weight(
+        std / head.clip_norm,
+        len(train),
+        head.steps,
+        head.learning_rate,
+        head.momentum,
+        head.temperature,
+    )
 
     def scores_of(part: NDArray[np.int64], gallery: NDArray[np.int64]) -> Floats:
         own = head.temperature * (world.features[part] @ trained) @ texts[gallery].T

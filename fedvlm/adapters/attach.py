@@ -4,6 +4,7 @@ from torch import nn
 
 from fedvlm.adapters.feature import FeatureGate
 from fedvlm.adapters.flat import FlatView
+from fedvlm.adapters.linear_head import LinearMapHead
 from fedvlm.adapters.lora import attach_lora
 from fedvlm.adapters.prompt import PromptContext
 from fedvlm.adapters.prototypes import PrototypeHead
@@ -67,6 +68,8 @@ def attach(vlm: VLM | GenerativeVLM, spec: AdapterSpec, seed: ExperimentSeed) ->
         vlm.prompt = prompt
     elif spec.kind == "prototypes":
         vlm.head = PrototypeHead(vlm, spec.rows, seed.number("rows") % (1 << 63))
+    elif spec.kind == "head":
+        vlm.head = LinearMapHead(vlm, seed.number("rows") % (1 << 63))
     else:
         vlm.gate = FeatureGate(vlm.embedding_dim, seed.torch("adapter"))
     return FlatView(vlm)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedvlm.adapters.attach import attach, freeze, refuse_second
+from fedvlm.adapters.linear_head import loaded_map
 from fedvlm.adapters.lora import load_lora
 from fedvlm.adapters.prototypes import loaded_head
 from fedvlm.adapters.spec import AdapterSpec
@@ -150,11 +151,14 @@ def _load_own(vlm: VLM, content: dict[str, Any], state: dict[str, Tensor]) -> Ad
         head = loaded_head(vlm, content, state)
         vlm.head = head
         return AdapterSpec("prototypes", rows=head.rows)
+    if content.get("fedvlm_kind") == "head":
+        vlm.head = loaded_map(vlm, content, state)
+        return AdapterSpec("head")
     kind, tokens = content.get("fedvlm_kind"), content.get("tokens", 4)
     if kind not in ("prompt", "feature"):
         raise ConfigError(
-            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes), got "
-            f"{kind!r}"
+            "it says neither peft_type nor a known fedvlm_kind (prompt, feature, prototypes, "
+            f"head), got {kind!r}"
         )
     if type(tokens) is not int:
         raise ConfigError(f"tokens must be a whole number, got {tokens!r}")

@@ -8,7 +8,9 @@ from fedvlm.config._section import Section, setting
 from fedvlm.config.targets import ALL_LINEAR, target_pattern
 from fedvlm.errors import ConfigError
 
-KINDS = ("lora", "ffa-lora", "prompt", "feature", "prototypes")
+KINDS = ("lora", "ffa-lora", "prompt", "feature", "prototypes", "head")
+HEADS = ("prototypes", "head")
+"""Kinds that leave both towers as they are, and need sums of bounded terms alone."""
 
 # All the linear layers of both towers by Hugging Face's names. A bare `q_proj` would do too, but
 # says nothing about which tower it hits; the pattern is matched against the full module path.
@@ -24,8 +26,9 @@ class AdapterSpec:
 
     Attributes:
         kind: `lora` (Hu et al. 2021), `ffa-lora` (A frozen: Sun et al. 2024), `prompt` (CoOp:
-            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023) or `prototypes` (a sum of frozen
-            features by caption, in one round).
+            Zhou et al. 2022), `feature` (FedCLIP: Lu et al. 2023), `prototypes` (a sum of frozen
+            features by caption, in one round) or `head` (a linear map of frozen features, one
+            clipped full-batch step a round).
         rank: Rank r of the LoRA factors, at least 1.
         alpha: LoRA's scale is alpha / rank; above 0.
         targets: Where LoRA goes: a regular expression over full module names, or names separated
@@ -79,8 +82,9 @@ class AdapterConfig(Section):
     kind: str = setting(
         "lora",
         "What is trained: a low-rank change (lora; ffa-lora with A frozen), context tokens "
-        "(prompt), a gate on the image features (feature), or a sum of frozen features by "
-        "caption in one round (prototypes).",
+        "(prompt), a gate on the image features (feature), a sum of frozen features by caption "
+        "in one round (prototypes), or a linear map of frozen features, one clipped full-batch "
+        "step a round (head).",
         choices=KINDS,
         flat="adapter",
     )
@@ -107,6 +111,14 @@ class AdapterConfig(Section):
         "row for each, and no other caption is summed. Empty hashes captions to rows, and infers "
         "from the release which hold data.",
         flat="head_captions",
+    )
+    rate: float = setting(
+        20.0,
+        "Rate of a linear head's steps, over the number of images.",
+        low=0,
+        high=1e6,
+        above=True,
+        flat="head_rate",
     )
 
     def __post_init__(self) -> None:

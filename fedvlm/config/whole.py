@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fedvlm.config._section import Entry, Section
-from fedvlm.config.adapter import AdapterConfig
+from fedvlm.config.adapter import HEADS, AdapterConfig
 from fedvlm.config.audit import AuditConfig
 from fedvlm.config.data import DataConfig
 from fedvlm.config.head import check_head
@@ -74,8 +74,8 @@ class Config:
         alone = (
             'dp = "example"'
             if self.privacy.dp == "example"
-            else 'adapter = "prototypes"'
-            if self.adapter.kind == "prototypes"
+            else f'adapter = "{self.adapter.kind}"'
+            if self.has_head
             else None
         )
         if alone and elsewhere:
@@ -92,13 +92,18 @@ class Config:
     @property
     def on_cpu(self) -> bool:
         """Whether something asks for the CPU, so that `auto` means it."""
-        return self.privacy.dp == "example" or self.adapter.kind == "prototypes"
+        return self.privacy.dp == "example" or self.has_head
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the adapter is a head on a frozen model, which needs sums of terms alone."""
+        return self.adapter.kind in HEADS
 
     @property
     def computes_references(self) -> bool:
         """Whether references are computed: where asked for, and by default without DP."""
         if self.training.references is None:
-            return self.privacy.dp == "none" and self.adapter.kind != "prototypes"
+            return self.privacy.dp == "none" and not self.has_head
         return self.training.references
 
     @property

@@ -51,9 +51,7 @@ def facts_of(task: "Task") -> dict[str, str]:
     hashes = task.model.hashes
     facts = version_facts() | {"model": hashes.weights, "tokenizer": hashes.tokenizer}
     # A head is as large as the captions ask: its schema is compared with each message.
-    return (
-        facts if task.config.adapter.kind == "prototypes" else facts | {"schema": task.view.schema}
-    )
+    return facts if task.config.has_head else facts | {"schema": task.view.schema}
 
 
 def compare(message: Message, node: Node, config: Config) -> Message:

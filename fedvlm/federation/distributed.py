@@ -43,7 +43,7 @@ def distributed_policy(config: Config, size: int) -> "Policy":
     from secure.aggregation import Policy
 
     if config.privacy.dp == "example":
-        from fedvlm.federation.head_round import shared_mechanism
+        from fedvlm.federation.head_plan import shared_mechanism
 
         plan = shared_mechanism(config, size).lanes()
     else:

@@ -1,160 +1,151 @@
-"""A client's round of prototypes: the sum of its images' terms, and what both sides plan from.
+"""A client's round of a head: the sum of its images' bounded terms, and what is sent of it.
 
-Nothing is trained here. With `noise = "shared"` the sum is one of integers, of which only the
+Nothing else is trained. With `noise = "shared"` the sum is one of integers, of which only the
 cohort's is ever seen.
 """
 
 import logging
-from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.adapters.prototypes import SIZE, PrototypeHead, raw_features
-from fedvlm.config.whole import Config
-from fedvlm.data import ImageTextData, Splits
-from fedvlm.errors import ConfigError
+from fedvlm.adapters.linear_head import TEMPERATURE, LinearMapHead
+from fedvlm.adapters.prototypes import PrototypeHead
+from fedvlm.canaries import HOST, Canaries, hidden_in
+from fedvlm.federation.head_plan import (
+    batches,
+    head_of,
+    own_mechanism,
+    shared_mechanism,
+    term_bound,
+)
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.private_client import all_pairs, noise_source
 from fedvlm.federation.records import EXAMPLES
 from fedvlm.federation.task import Task
-from fedvlm.heads import fit_control, fit_whitening
 from fedvlm.heads.contributions import whole_terms
-from fedvlm.models import LoadedModel
-from fedvlm.privacy.shared_noise import (
-    SharedNoise,
-    honest_of,
-    plan_shared_noise,
-    summed_in_integers,
-)
-from fedvlm.training import EncodedPairs
+from fedvlm.heads.linear import LinearHead, image_directions, whole_gradients
+from fedvlm.heads.whitening import unit_rows
+from fedvlm.privacy.shared_noise import summed_in_integers
 
 log = logging.getLogger("fedvlm")
 
-_BATCH = 256
+_FINE = 1 << 24  # integers a unit where nothing but float64 bounds them
 
 
-@lru_cache(maxsize=4)
-def shared_mechanism(config: Config, size: int) -> SharedNoise:
-    """Plan the noise for the fewest honest clients that may be in a sum, from public facts.
+def image_features(task: Task, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return whitened features of pairs' images by the frozen tower: shape (N, d).
 
-    Args:
-        config: The federation's configuration.
-        size: Parameters P of the adapter.
-
-    Raises:
-        ConfigError: No lane of secure aggregation is wide enough.
+    A party's own are kept, since the tower doesn't change between rounds.
     """
-    from secure.aggregation import Policy, integer_plan
-
-    members = config.cohort
-    floor = Policy(integer_plan(members, 1), roster=config.nodes)
-    least = honest_of(floor.sharing(members).quorum, floor.corrupt_members(members))
-    return plan_shared_noise(
-        config.privacy.epsilon,
-        config.privacy.delta,
-        size=size,
-        least_noised=least,
-        most_clients=members,
-    )
-
-
-def head_of(task: Task) -> PrototypeHead:
-    """Return the task's head.
-
-    Raises:
-        ConfigError: The adapter is another.
-    """
-    head = task.model.vlm.head
-    if not isinstance(head, PrototypeHead):
-        raise ConfigError("this round is for adapter = prototypes")
-    return head
-
-
-def prepare(
-    config: Config,
-    model: LoadedModel,
-    data: ImageTextData,
-    pairs: EncodedPairs,
-    splits: Splits,
-) -> None:
-    """Set what public pairs make of features and captions, the same for every party.
-
-    Without public pairs features are only scaled to norm 1, and captions have no control.
-
-    Args:
-        config: The federation's configuration.
-        model: The model, its fresh head attached.
-        data: Image–caption pairs.
-        pairs: The same as the model sees them.
-        splits: Who holds what; only `public` is looked at.
-    """
-    head, public = model.vlm.head, splits.public
-    if not isinstance(head, PrototypeHead):
-        return
-    if len(public) > 1:
-        _set_public(model, data, pairs, public, head)
-    declared = sorted({line.strip() for line in config.adapter.captions.splitlines()} - {""})
-    if declared:
-        head.declare(model.processor.texts(declared))
-
-
-def _set_public(
-    model: LoadedModel,
-    data: ImageTextData,
-    pairs: EncodedPairs,
-    public: NDArray[np.int64],
-    head: PrototypeHead,
-) -> None:
-    model.vlm.head = None  # the towers' own embeddings are wanted
-    try:
-        images = model.processor.images(data, public, lambda *_: None)
-        raw = np.concatenate(
-            [raw_features(model.vlm.embed(x, "image"), x) for x in _batches(images, public)]
-        )
-        captions, numbers = np.unique(pairs.caption_of[public], return_inverse=True)
-        texts = model.vlm.embed(pairs.captions(captions), "text").double().numpy()
-    finally:
-        model.vlm.head = head
-    whitening = fit_whitening(raw, pairs.concepts[public], 0.5, SIZE)
-    control = fit_control(whitening(raw), numbers, texts)
-    head.set_public(whitening, control, texts.shape[1])
-
-
-def plan_reading(config: Config, task: Task) -> None:
-    """Tell the head how its sum will have been scaled and noised, by public facts."""
-    head = head_of(task)
-    if config.privacy.dp == "none" and task.own is not None and not config.privacy.mean_pairs:
-        return  # a node reads nothing; its part is the sum
-    head.total = float(all_pairs(task))
-    if config.privacy.shares_noise:
-        head.std = shared_mechanism(config, task.view.size).std_of(config.cohort)
-
-
-def _batches(images, rows: NDArray[np.int64]) -> Iterator:
-    for start in range(0, len(rows), _BATCH):
-        yield images(rows[start : start + _BATCH])
-
-
-def _terms(task: Task, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the terms of a client's images, each of a norm of at most 1."""
     head, vlm = head_of(task), task.model.vlm
-    captions, numbers = np.unique(task.pairs.caption_of[rows], return_inverse=True)
+    key = rows.tobytes()
+    if key not in head.kept:
+        vlm.head = None
+        try:
+            parts = [
+                head.features(vlm.embed(inputs, "image"), inputs)
+                for inputs in batches(task.pairs.images, rows)
+            ]
+        finally:
+            vlm.head = head
+        head.kept[key] = np.concatenate(parts) if parts else np.zeros((0, head.width))
+    return head.kept[key]
+
+
+def prototype_terms(
+    task: Task, head: PrototypeHead, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the terms of a client's images, each of a norm of at most 1: rows and vectors."""
     if not len(rows):
         return np.zeros(0, dtype=np.int64), np.zeros((0, head.width + 1))
-    vlm.head = None
-    try:
-        features = np.concatenate(
-            [
-                head.features(vlm.embed(inputs, "image"), inputs)
-                for inputs in _batches(task.pairs.images, rows)
-            ]
-        )
-    finally:
-        vlm.head = head
+    captions, numbers = np.unique(task.pairs.caption_of[rows], return_inverse=True)
     places = head.rows_of(task.pairs.captions(captions))[numbers]
-    return head.terms(features, places, task.pairs.groups[rows])
+    return head.terms(image_features(task, rows), places, task.pairs.groups[rows])
+
+
+def map_directions(
+    task: Task, head: LinearMapHead, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the two factors of each image's clipped direction at the map that was sent.
+
+    Where captions are declared, pairs of others are left out.
+    """
+    columns, candidates = head.map.shape[1], head.candidates
+    nothing = np.zeros((0, head.width)), np.zeros((0, columns))
+    if not len(rows) or candidates is None:
+        return nothing
+    features = image_features(task, rows)
+    captions, numbers = np.unique(task.pairs.caption_of[rows], return_inverse=True)
+    inputs = task.pairs.captions(captions)
+    mapped = _mapped_texts(task, head, captions)[numbers]
+    held = np.ones(len(rows), dtype=bool)
+    if len(head.declared):
+        held = (head.places_of(inputs) >= 0)[numbers]
+    if not held.any():
+        return nothing
+    # One image is one unit: its first pair's feature, and the mean of its captions.
+    _, first, images = np.unique(
+        task.pairs.groups[rows][held], return_index=True, return_inverse=True
+    )
+    right = np.zeros((len(first), columns))
+    np.add.at(right, images, mapped[held])
+    right /= np.bincount(images)[:, None]
+    settings = LinearHead(temperature=TEMPERATURE, clip_norm=task.config.privacy.clip_norm)
+    weights = head.map.detach().double().numpy()
+    return image_directions(settings, weights, features[held][first], right, candidates)
+
+
+def _mapped_texts(
+    task: Task, head: LinearMapHead, captions: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return captions as W takes them; kept, as features are."""
+    key = b"captions" + captions.tobytes()
+    if key not in head.kept:
+        vlm = task.model.vlm
+        vlm.head = None
+        try:
+            head.kept[key] = head.mapped(
+                vlm.embed(task.pairs.captions(captions), "text").double().numpy()
+            )
+        finally:
+            vlm.head = head
+    return head.kept[key]
+
+
+def summed(task: Task, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum of the terms of images: shape (P,)."""
+    head = head_of(task)
+    if isinstance(head, LinearMapHead):
+        x, away = map_directions(task, head, rows)
+        return (x.T @ away).reshape(-1)
+    places, vectors = prototype_terms(task, head, rows)
+    total = np.zeros((head.rows, head.width + 1))
+    np.add.at(total, places, vectors)
+    return total.reshape(-1)
+
+
+def whole_sum(task: Task, rows: NDArray[np.int64], scale: int, plants: bool) -> NDArray[np.int64]:
+    """Return the exact sum of the terms in integers, each rounded towards zero: shape (P,).
+
+    Args:
+        task: Model, adapter and data.
+        rows: The client's pairs.
+        scale: s, integers a unit.
+        plants: Whether the run's canaries are among its images.
+    """
+    head = head_of(task)
+    if isinstance(head, LinearMapHead):
+        total = whole_gradients(*map_directions(task, head, rows), scale)
+    else:
+        places, vectors = prototype_terms(task, head, rows)
+        total = summed_in_integers(places, whole_terms(vectors, scale), head.rows)
+    if plants:
+        canaries = Canaries.of_run(task.config, task.view.size)
+        for direction in canaries.directions[canaries.planted]:
+            term = term_bound(task.config) * unit_rows(direction[None])
+            total += whole_terms(term, scale)[0]
+    return total
 
 
 def head_round(
@@ -173,23 +164,43 @@ def head_round(
         BudgetExceeded: The client's budget doesn't hold the answer; nothing was summed. With
             shared noise such a client sends its share of noise around zero, and logs why.
     """
-    config, head = task.config, head_of(task)
+    config, rows = task.config, task.rows(client)
+    before = task.view.read().astype(np.float64)
+    plants = bool(config.audit.canaries) and client == HOST
     if config.privacy.shares_noise:
-        mechanism = shared_mechanism(config, task.view.size)
-        try:
-            ledger.answer(config, number, session, "example", mechanism)
-            places, vectors = _terms(task, task.rows(client))
-        except Exception as error:
-            # It has agreed to the sum, and the others count on its share of the noise.
-            log.error("this node adds noise and no images: %s", error, exc_info=True)
-            places, vectors = np.zeros(0, dtype=np.int64), np.zeros((0, head.width + 1))
-        total = summed_in_integers(places, whole_terms(vectors, mechanism.scale), head.rows)
-        noised = mechanism.encode(total, noise_source(config, "shared", client, number))
-        return noised.astype(np.float64), {EXAMPLES: 1}
+        return _shared(task, client, number, ledger, session, plants), {EXAMPLES: 1}
+    if config.privacy.dp == "example":
+        mechanism = own_mechanism(config)
+        ledger.answer(config, number, session, "example", mechanism)
+        total = whole_sum(task, rows, _FINE, plants) / _FINE
+        noised = mechanism.release(total, noise_source(config, "own", client, number))
+        # A uniform mean of these is the sum over all images' public number.
+        sent = before + noised * (config.data.clients / all_pairs(task))
+        return sent.astype(np.float32), {EXAMPLES: 1}
     ledger.answer(config, number, session)
-    places, vectors = _terms(task, task.rows(client))
-    total = np.zeros((head.rows, head.width + 1))
-    np.add.at(total, places, vectors)
-    count = max(1, len(task.rows(client)))
+    if config.privacy.dp == "client":  # the server clips it as a whole
+        weight = min(len(rows), config.privacy.weight_cap) if config.privacy.weight_cap else 1
+        return (before + summed(task, rows)).astype(np.float32), {EXAMPLES: max(1, weight)}
+    count = max(1, len(rows))
+    update = (summed(task, rows) / count).astype(np.float32)
+    if plants:
+        update = hidden_in(config, update)
     told = {EXAMPLES: count, "train-loss": 0.0, "client-seconds": 0.0}
-    return (total.reshape(-1) / count).astype(np.float32), told
+    return (before + update).astype(np.float32), told
+
+
+def _shared(
+    task: Task, client: int, number: int, ledger: NodeLedger, session: str, plants: bool
+) -> NDArray[np.float64]:
+    """Return a client's integers with its share of the noise."""
+    config = task.config
+    mechanism = shared_mechanism(config, task.view.size)
+    try:
+        ledger.answer(config, number, session, "example", mechanism)
+        total = whole_sum(task, task.rows(client), mechanism.scale, plants)
+    except Exception as error:
+        # It has agreed to the sum, and the others count on its share of the noise.
+        log.error("this node adds noise and no images: %s", error, exc_info=True)
+        total = np.zeros(task.view.size, dtype=np.int64)
+    noised = mechanism.encode(total, noise_source(config, "shared", client, number))
+    return noised.astype(np.float64)

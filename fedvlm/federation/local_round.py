@@ -78,7 +78,7 @@ def _trained(
         if config.privacy.dp == "client":  # a canary is the worst that may come: it weighs its most
             alone = {EXAMPLES: max(1, config.privacy.weight_cap)}
         return _canary(task, before, client, number), alone
-    if config.adapter.kind == "prototypes":
+    if config.has_head:
         from fedvlm.federation.head_round import head_round
 
         return head_round(task, client, number, ledger, session)

@@ -24,6 +24,10 @@ def private_strategy(inner: FedAvg, task: Task, roll: Roll) -> PrivateStrategy |
         from fedvlm.federation.shared_noise import SharedNoiseStrategy
 
         return SharedNoiseStrategy(inner, task.config, task.view.size, all_pairs(task), roll)
+    if task.config.privacy.dp == "example" and task.config.has_head:
+        from fedvlm.federation.own_noise import OwnNoiseStrategy
+
+        return OwnNoiseStrategy(inner, task.config, all_pairs(task), roll)
     if task.config.privacy.dp == "example":
         return ExampleLevelStrategy(inner, task.config, all_pairs(task), roll)
     if task.config.privacy.dp == "client":

@@ -119,8 +119,8 @@ class ExampleLevelStrategy(PrivateStrategy):
 
     def __init__(self, inner: FedAvg, config: Config, pairs: int, roll: Roll | None = None) -> None:
         super().__init__(inner, config, roll)
-        self._settings = example_settings(config, pairs)
-        self._mechanism = self._settings.mechanism(BankContrastive)
+        settings = example_settings(config, pairs)
+        self._mechanism, self._steps = settings.mechanism(BankContrastive), settings.steps
         self._ledgers: dict[int, Ledger] = {}
 
     def configure_train(
@@ -140,9 +140,9 @@ class ExampleLevelStrategy(PrivateStrategy):
                 # round before.
                 fresh = Ledger("example", self.config.privacy.epsilon, self.config.privacy.delta)
                 if server_round > 1:
-                    fresh.spend(self._mechanism, self._settings.steps * (server_round - 1))
+                    fresh.spend(self._mechanism, self._steps * (server_round - 1))
                 self._ledgers[node] = fresh
-            self._ledgers[node].spend(self._mechanism, self._settings.steps)
+            self._ledgers[node].spend(self._mechanism, self._steps)
         self._paid(arrays)
         return messages
 
@@ -161,9 +161,9 @@ class ExampleLevelStrategy(PrivateStrategy):
         """Return the entry `privacy` of a result, ε also by client."""
         spent = {str(node): ledger.spent.value for node, ledger in sorted(self._ledgers.items())}
         return super().describe() | {
-            "noise_multiplier": self._settings.noise_multiplier,
-            "sample_rate": self._settings.sample_rate,
-            "steps_per_round": self._settings.steps,
+            "noise_multiplier": self._mechanism.noise_multiplier,
+            "sample_rate": self._mechanism.sample_rate,
+            "steps_per_round": self._steps,
             "epsilon_by_client": spent,
         }
 

@@ -26,7 +26,7 @@ class Result:
         summary: The metric (one-of-100 retrieval, or exact match of answers) as fractions:
             `zero_shot`, `local_only`, `local_only_best`, `federated`, `central` on the test part;
             `ood_*`, `withheld_*`, `retention_*` likewise. A reference that was not asked for is
-            None.
+            None. Under DP, and with heads, `control` too: what public pairs alone are worth.
         rounds: One entry a round: `round`, every metric, bytes and seconds.
         privacy: `unit`, `epsilon`, `delta`, `noise_multiplier`, or None without DP.
         protection: `name`, `mode`, `parameters` of how updates were summed.

@@ -310,9 +310,15 @@ def run_federation(
     if config.computes_references and len(task.data):
         lines = reference_lines(task, progress)
         install(task, rule, state)  # a reference may have used this thread's task
+    control: dict[str, float] = {}
+    if task.kind == "retrieval" and (config.has_head or config.privacy.dp != "none"):
+        from fedvlm.federation.control_lines import control_lines
+
+        control = control_lines(task)
+        install(task, rule, state)
     referenced = time.perf_counter()
     result = Result(
-        summary=_summary(history, lines, keeps_personal(config), task.metric),
+        summary=_summary(history, lines, keeps_personal(config), task.metric) | control,
         rounds=history,
         privacy=_with_releases(privacy, lines),
         protection=protection,

@@ -1,11 +1,13 @@
 """Example-level DP with shared noise in a federation: the server decodes one secure sum."""
 
+from typing import Any
+
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedvlm.config import Config
 from fedvlm.federation.distributed import DistributedStrategy
-from fedvlm.federation.head_round import shared_mechanism
+from fedvlm.federation.head_plan import shared_mechanism
 from fedvlm.federation.private import PrivateStrategy
 from fedvlm.federation.roll import Roll
 from fedvlm.privacy import Ledger, Relation
@@ -44,6 +46,11 @@ class SharedNoiseStrategy(DistributedStrategy):
         self.mechanism: SharedNoise = shared_mechanism(config, size)
         self._images = images
         self._start(Ledger("example", config.privacy.epsilon, config.privacy.delta))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `privacy` of a result."""
+        told = {"clip_norm": self.mechanism.clip_norm, "images": self._images}
+        return super().describe() | told
 
     def _decoded(self, total: NDArray, server_round: int, count: int) -> NDArray:
         return self.mechanism.decode(total, count) / self._images

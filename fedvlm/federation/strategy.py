@@ -82,6 +82,12 @@ def inner_strategy(config: Config) -> FedAvg:
     if scored and config.protection.secure:
         common["evaluate_metrics_aggr_fn"] = whole_record
     common |= {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    if config.adapter.kind == "head":  # a step's rate is the map's, whatever the optimiser's
+        return FedAvgM(
+            **common,
+            server_learning_rate=config.adapter.rate,
+            server_momentum=config.server.momentum,
+        )
     if config.server.optimizer == "fedavgm":
         return FedAvgM(
             **common,

@@ -259,7 +259,7 @@ def _task(
 ) -> Task:
     seed = ExperimentSeed(config.training.seed)
     view = attach(model.vlm, config.adapter.spec, seed)
-    if config.adapter.kind != "prototypes":
+    if not config.has_head:
         if isinstance(model, LoadedGenerative):
             return AnsweringTask(config, seed, data, pairs, splits, model, view, view.read())
         _place(config, model)
@@ -267,10 +267,10 @@ def _task(
         return RetrievalTask(
             *(config, seed, data, pairs, splits, model, view, view.read()), inputs=found
         )
-    from fedvlm.federation.head_round import plan_reading, prepare
+    from fedvlm.federation.head_plan import plan_reading, prepare
 
     if not isinstance(model, LoadedModel):  # `attach` has refused it
-        raise ConfigError("prototypes are for dual encoders")
+        raise ConfigError("heads are for dual encoders")
 
     prepare(config, model, data, pairs, splits)
     view = FlatView(model.vlm)

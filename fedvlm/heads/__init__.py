@@ -6,7 +6,15 @@ image. All else works on public pairs or on what has been released, and costs no
 
 from fedvlm.heads.contributions import image_sums, image_terms
 from fedvlm.heads.control import Control, fit_control
-from fedvlm.heads.linear import LinearHead, head_gradients, release_steps, train_head
+from fedvlm.heads.linear import (
+    Candidates,
+    LinearHead,
+    head_gradients,
+    image_directions,
+    release_steps,
+    train_head,
+    whole_gradients,
+)
 from fedvlm.heads.posterior import Prior, Prototypes, posterior_prototypes, presence
 from fedvlm.heads.rows import hashed_rows
 from fedvlm.heads.scores import joint_images, joint_texts, mixed_scores
@@ -14,6 +22,7 @@ from fedvlm.heads.text import TextMap, random_features
 from fedvlm.heads.whitening import Whitening, fit_whitening, identity_whitening
 
 __all__ = [
+    "Candidates",
     "Control",
     "LinearHead",
     "Prior",
@@ -25,6 +34,7 @@ __all__ = [
     "hashed_rows",
     "head_gradients",
     "identity_whitening",
+    "image_directions",
     "image_sums",
     "image_terms",
     "joint_images",
@@ -35,4 +45,5 @@ __all__ = [
     "random_features",
     "release_steps",
     "train_head",
+    "whole_gradients",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedvlm.adapters import load_adapter, merge
 from fedvlm.config import config_from
@@ -51,9 +51,22 @@ class OwnedModel:
     def preparation(self) -> Preparation:
         """What clients do to their images before the private part."""
         processor = self.loaded.processor
+        if self.loaded.vlm.head is not None:
+            from fedvlm.inference.folded import HeadPreparation
+
+            return HeadPreparation(self.loaded)
         if isinstance(processor, HuggingFaceProcessor):
             return ProcessorPreparation(processor.image_processor)
         return StemPreparation()
+
+    @property
+    def private_part(self) -> nn.Module:
+        """What is computed between the two parties, behind the preparation."""
+        if self.loaded.vlm.head is None:
+            return self.loaded.vlm.backbone
+        from fedvlm.inference.folded import FrozenFeatures
+
+        return FrozenFeatures().eval()
 
     @property
     def weights_sha256(self) -> str:
@@ -94,6 +107,12 @@ def load_owned(model: str = "embedded", run: Path | None = None) -> OwnedModel:
         raise ConfigError(
             f"{run} has a feature gate, which has no private counterpart; use a LoRA or prompt run"
         )
+    if loaded.vlm.head is not None and name != "embedded":
+        raise ConfigError(
+            f"{run} has a head on {name}, whose frozen tower every client would have to be given; "
+            "only the embedded model's is public already. Fold the head into a linear layer "
+            "(fedvlm.adapters.folding) and serve that on the tower's features"
+        )
     loaded.vlm.eval()  # whatever loading an adapter left: what is served is not trained
     return OwnedModel(loaded, name, run)
 
@@ -115,7 +134,7 @@ def compile_model(owned: OwnedModel, folder: Path, calibration: Path | None = No
         raise ConfigError(f"{folder} holds a compiled model; remove it or choose another folder")
     preparation = owned.preparation
     batch = preparation(_calibration_images(calibration))
-    plan = compile(owned.loaded.vlm.backbone, batch, preparation.public_parts)
+    plan = compile(owned.private_part, batch, preparation.public_parts)
     preparation.write(folder / PUBLIC)
     note = {
         "model": owned.name,

@@ -110,6 +110,10 @@ def read_preparation(folder: Path) -> Preparation:
                 f"{folder / _STEM_FILE} names another image stem than this library's; "
                 "use the owner's version of fedvlm"
             )
+        if (folder / "head.npz").is_file():
+            from fedvlm.inference.folded import HeadPreparation
+
+            return HeadPreparation.read(folder)
         return StemPreparation()
     if (folder / _PROCESSOR_FILE).is_file():
         from fedvlm._torchvision import hide_if_broken

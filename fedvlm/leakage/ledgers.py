@@ -24,7 +24,8 @@ def ledgers_of(folder: Path, config: Config) -> list[Ledger]:
     state = Checkpoint.load(folder, config, schema).state
     try:
         text = str(state["privacy"])
-        if config.privacy.dp == "example":  # by node; ids of nodes may be any numbers
+        if config.privacy.dp == "example" and not config.privacy.shares_noise:
+            # By node; ids of nodes may be any numbers.
             return [Ledger.from_json(one) for one in json.loads(text).values()]
         if config.privacy.dp == "client":
             text = json.loads(text)["ledger"]

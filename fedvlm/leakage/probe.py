@@ -235,7 +235,8 @@ class Probe:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return how an example's gradient lies with updates.
 
-        The loss of an example is −φ, with the negatives' embeddings held constant.
+        The loss of an example is −φ, with the negatives' embeddings held constant. Where a head is
+        learned, an example's term in its sum takes the place of the descent direction.
 
         Args:
             adapter: Shape (P,), where the gradient is taken.
@@ -247,7 +248,13 @@ class Probe:
         """
         key = hashlib.sha256(b"".join(a.tobytes() for a in (adapter, indices, updates))).digest()
         if key not in self._alignments:  # several attacks, and vantages, ask for the same
-            self._alignments[key] = self._align(adapter, indices, updates)
+            if self.task.config.has_head:
+                from fedvlm.leakage.head_terms import term_alignment
+
+                found = term_alignment(self.task, adapter, indices, updates)
+            else:
+                found = self._align(adapter, indices, updates)
+            self._alignments[key] = found
         return self._alignments[key]
 
     def _align(

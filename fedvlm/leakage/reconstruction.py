@@ -30,7 +30,8 @@ class Rebuilt:
 
     Attributes:
         vantage: The weakest party that can do it.
-        attack: "caption-exposure", "recall-gap" or "gradient-inversion".
+        attack: "caption-exposure", "recall-gap", "gradient-inversion", or for a head
+            "feature-of-caption": the feature of a caption's image, read out of the head.
         unit: What the figures count.
         members: Mean over members.
         non_members: Mean over non-members: the baseline.
@@ -195,6 +196,38 @@ def inverted_images(view: View, probe: Probe, who: Candidates) -> Array:
     return np.array(found)
 
 
+def _features(
+    folder: Path,
+    probe: Probe,
+    candidates: Candidates,
+    vantages: tuple[Vantage, ...],
+    share: float,
+) -> list[Rebuilt]:
+    """Read the features of images out of a head, from who saw one client's part, or the whole."""
+    from fedvlm.leakage.head_terms import read_feature
+
+    rows = []
+    for vantage in (Vantage.V1, Vantage.V4):
+        if vantage not in vantages:
+            continue
+        try:
+            view = View.from_run(folder, vantage)
+        except WrongVantageError:
+            continue
+        if vantage is Vantage.V1:
+            parts = view.need("updates", "feature-of-caption").sum(axis=0)
+            found = np.zeros(len(candidates.indices))
+            for client in np.unique(candidates.clients):
+                at = candidates.clients == client
+                found[at] = read_feature(probe.task, parts[client], candidates.indices[at])
+        else:
+            whole = view.need("released", "feature-of-caption")
+            found = read_feature(probe.task, whole, candidates.indices)
+        inside = candidates.membership
+        rows.append(_row(vantage, "feature-of-caption", "cosine", found, inside, share))
+    return rows
+
+
 def reconstruct(
     folder: Path,
     probe: Probe,
@@ -219,6 +252,8 @@ def reconstruct(
         recall = caption_recall_gap(view, probe, candidates)
         if recall is not None:
             rows.append(_row(Vantage.V5, "recall-gap", "recall", recall, inside, share))
+    if probe.task.config.has_head:
+        return (*rows, *_features(folder, probe, candidates, vantages, share))
     some = candidates.handful(_TARGETS)
     for vantage in (Vantage.V1, Vantage.V2):
         if vantage not in vantages:

@@ -59,11 +59,13 @@ def not_released(config: Config) -> str:
     """Return why no noised sum can be read off a run's transcript; empty where it can."""
     if config.privacy.dp == "none":
         return "no privacy is stated"
-    if config.privacy.dp == "example":
+    if config.privacy.dp == "example" and not config.has_head:
         return (
             "noise, clip and draws of DP-SGD: each step's noised sum passes through Adam on the "
             "client, and is in no transcript"
         )
+    if config.has_head:
+        return ""
     if config.server.optimizer not in ("fedavg", "fedavgm"):
         return (
             f"noise and clip: the server's {config.server.optimizer} can't be undone from the "
@@ -78,10 +80,22 @@ def means(adapters: NDArray[np.float32], config: Config) -> Array:
     FedAvgM steps by −η·v_t with v_t = μ·v_{t−1} − mean_t, and v_1 = −mean_1.
     """
     steps = np.diff(adapters.astype(np.float64), axis=0)
-    if config.server.optimizer == "fedavgm":
-        steps /= config.server.learning_rate
+    head = config.adapter.kind == "head"
+    if config.server.optimizer == "fedavgm" or head:
+        steps /= config.adapter.rate if head else config.server.learning_rate
         steps[1:] -= config.server.momentum * steps[:-1].copy()
     return steps
+
+
+def _of_terms(steps: Array, config: Config, result: Result) -> Released:
+    """Return the sums of images' terms, each with all of its clients' noise."""
+    z, bound = stated(result, "noise_multiplier"), stated(result, "clip_norm")
+    counts = np.array([entry["clients"] for entry in result.rounds[1:]], dtype=np.float64)
+    # Each client's own noise, or each one's share of what the fewest honest ones make up.
+    shares = counts / stated(result, "least_noised") if config.privacy.shares_noise else counts
+    totals = steps * stated(result, "images")
+    norms = np.full(len(steps), bound)
+    return Released(totals, None, None, norms, z * bound * np.sqrt(shares), None, 1.0)
 
 
 def read_released(folder: Path, config: Config, result: Result) -> Released:
@@ -99,6 +113,8 @@ def read_released(folder: Path, config: Config, result: Result) -> Released:
             f"{folder} reports {len(entries)} rounds, and its transcript keeps {len(steps)}"
         )
     norms, z = np.full(len(steps), config.privacy.clip_norm), stated(result, "noise_multiplier")
+    if config.privacy.dp == "example":
+        return _of_terms(steps, config, result)
     if config.privacy.dp == "distributed":
         counts = np.array([entry["clients"] for entry in entries], dtype=np.float64)
         totals = steps * counts[:, None]

@@ -177,8 +177,8 @@ def ledger_checks(folder: Path, config: Config, result: Result) -> list[Check | 
     """Check the number of releases on the ledger, and ε by an accountant of its own."""
     record = Record.read(folder)
     rounds = len(record.adapters) - 1
-    steps = int(stated(result, "steps_per_round")) if config.privacy.dp == "example" else 1
-    asked, per_client = rounds, config.privacy.dp == "example"
+    per_client = config.privacy.dp == "example" and not config.privacy.shares_noise
+    steps, asked = int(stated(result, "steps_per_round")) if per_client else 1, rounds
     if per_client and record.updates is not None:
         asked = int(record.heard.sum(axis=0).max())
     elif per_client and config.server.fraction < 1:
@@ -200,7 +200,7 @@ def ledger_checks(folder: Path, config: Config, result: Result) -> list[Check | 
     z, rate = stated(result, "noise_multiplier"), stated(result, "sample_rate", 1.0)
     delta, claimed = stated(result, "delta"), stated(result, "epsilon")
     least = epsilon_at_least(z, rate, steps * asked, delta)
-    law = "Gaussian noise of the same size" if config.privacy.dp == "distributed" else "its noise"
+    law = "Gaussian noise of the same size" if config.privacy.shares_noise else "its noise"
     out.append(
         Check(
             "epsilon counted again",

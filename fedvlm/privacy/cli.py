@@ -34,7 +34,7 @@ def plan_command(
         str, typer.Option(help="head, prototypes or lora: forecast what is left of its gain")
     ] = "",
     clients: Annotated[int, typer.Option(help="clients, for --adapter")] = 10,
-    examples: Annotated[int, typer.Option(help="mean images of a client, for --adapter")] = 250,
+    examples: Annotated[float, typer.Option(help="mean images of a client, for --adapter")] = 250,
     classes: Annotated[int, typer.Option(help="captions or classes, for --adapter")] = 1200,
     method: Annotated[str, typer.Option(help="auto (the least bound), pld or rdp")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -70,7 +70,7 @@ def plan_command(
 def _forecast(
     adapter: str,
     clients: int,
-    examples: int,
+    examples: float,
     classes: int,
     epsilon: float | None,
     delta: float,
@@ -91,10 +91,19 @@ def _forecast(
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found]))
         return
-    typer.echo(f"{clients} clients of {examples} images over {classes} classes, delta {delta:g}")
+    typer.echo(f"{clients} clients of {examples:g} images over {classes} classes, delta {delta:g}")
     for one in found:
         typer.echo(
             f"epsilon {one.epsilon:.3g}, {one.adapter}: signal {one.signal:.2g}, noise "
             f"{one.shared:.2g} shared, {one.alone:.2g} if each noises alone: ratio "
             f"{one.ratio:.2g}; it {one.verdict}"
         )
+        if one.ratio_client:
+            typer.echo(
+                f"  each client hidden as a whole, by a trusted server: ratio "
+                f"{one.ratio_client:.2g}; it {one.verdict_client}"
+            )
+    typer.echo(
+        "public-only control: a head from public pairs alone costs no epsilon; a gain counts from "
+        "there, not from zero-shot"
+    )

@@ -25,6 +25,7 @@ _REFERENCES = (
     ("central", "central", GREEN, "--"),
     ("local_only_best", "local only, best", ORANGE, ":"),
     ("local_only", "local only, mean", ORANGE, "--"),
+    ("control", "public pairs alone", RED, "-."),
     ("zero_shot", "zero-shot", BLACK, "--"),
 )
 

@@ -7,6 +7,13 @@ from fedvlm.federation.result import Result
 
 _LINES = (
     ("zero-shot", "zero_shot", "ood_zero_shot", "withheld_zero_shot", "retention_zero_shot"),
+    (
+        "public-only control",
+        "control",
+        "ood_control",
+        "withheld_control",
+        "retention_control",
+    ),
     ("local only, mean of clients", "local_only", "ood_local_only", None, None),
     ("local only, best client", "local_only_best", None, None, None),
     ("federated", "federated", "ood_federated", "withheld_federated", "retention_federated"),

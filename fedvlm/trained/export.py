@@ -40,8 +40,9 @@ def export_merged(trained: TrainedModel, out: str | Path) -> Path:
     out = Path(out)
     if not trained.spec.is_lora:
         raise ConfigError(
-            f"a {trained.spec.kind} adapter can't be folded into weights, only LoRA can; use "
-            "adapter/ with fedvlm.adapters.load_adapter"
+            f"a {trained.spec.kind} adapter can't be folded into the model's own weights, only a "
+            "LoRA can; use adapter/ with fedvlm.adapters.load_adapter, and for a head's linear "
+            "layer fedvlm.adapters.folding"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; choose another")

@@ -71,6 +71,12 @@ class EncryptedProjection:
         holder = model if hasattr(model, name) else getattr(model, "backbone", model)
         if modality == "image" and getattr(model, "gate", None) is not None:
             raise ParameterError("a feature adapter follows the projection: it is not linear")
+        if getattr(model, "head", None) is not None:
+            raise ParameterError(
+                "a head stands beside the projection, and reads frozen features: fold it into a "
+                "linear layer of its own (fedvlm.adapters.folding) and pass that to "
+                "EncryptedLinear.from_torch"
+            )
         projection = getattr(holder, name, None)
         if projection is None or not hasattr(projection, "weight"):
             raise ParameterError(

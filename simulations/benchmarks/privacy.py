@@ -17,7 +17,7 @@ from fedvlm.federation import InProcessGrid
 from fedvlm.privacy import SecureNoise
 from fedvlm.privacy.clipping import AdaptiveClip, ClientMechanism, clip, release_round
 from fedvlm.privacy.skellam import plan_skellam
-from simulations.benchmarks import _dpsgd_step
+from simulations.benchmarks import _dpsgd_step, _private_heads
 from simulations.benchmarks._harness import Row, lower_is_better
 
 SIZE = 20_000
@@ -201,7 +201,18 @@ def _codec(progress: Callable[[str], None]) -> Row:
     )
 
 
+def _heads(progress: Callable[[str], None]) -> list[Row]:
+    progress("heads: shared noise, and bytes of one round")
+    return [_private_heads.shared_noise_gain(), _private_heads.one_round_bytes()]
+
+
 def run(progress: Callable[[str], None]) -> list[Row]:
     """Measure everything and return the rows."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    return [*_steps(progress), _noise_error(progress), _clip_error(progress), _codec(progress)]
+    return [
+        *_steps(progress),
+        _noise_error(progress),
+        _clip_error(progress),
+        _codec(progress),
+        *_heads(progress),
+    ]

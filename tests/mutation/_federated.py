@@ -50,7 +50,7 @@ RECORDS = (
      _PLANTED),
     (_F, "private.py", "        self._ledger.spend(self._mechanism)\n", "",
      f"{_PRIVATE} {_PLANTED}"),
-    (_F, "private.py", "self._ledgers[node].spend(self._mechanism, self._settings.steps)", "pass",
+    (_F, "private.py", "self._ledgers[node].spend(self._mechanism, self._steps)", "pass",
      f"{_PRIVATE} {_PLANTED}"),
     (_F, "private.py", "min(read[1][EXAMPLES], cap) / cap",
      "read[1][EXAMPLES] / cap", _PRIVATE),

@@ -11,32 +11,22 @@ from fedvlm.config import config_from
 from fedvlm.errors import BudgetExceeded, ConfigError, IntegrityError
 from fedvlm.federation import Floor, InProcessGrid, RefusedError, Terms, simulate
 from fedvlm.federation.client_app import VECTOR
-from fedvlm.federation.head_round import head_of, head_round, shared_mechanism
+from fedvlm.federation.head_plan import head_of, shared_mechanism
+from fedvlm.federation.head_round import head_round
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.shared_noise import SharedNoiseStrategy
 from fedvlm.federation.task import load_task
 from fedvlm.heads import image_sums
 from fedvlm.trained import evaluate, load_trained, predict
-from simulations.two_classes import CAPTIONS, make
-
-SHARED = {"dp": "example", "noise": "shared", "epsilon": 3.0, "delta": 1e-4, "protect": "secagg"}
+from simulations.two_classes import CAPTIONS
+from tests.fedvlm.federation.heads_base import SHARED, two_classes
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A federation of three clients over eighty images of two classes."""
-    folder = tmp_path_factory.mktemp("two") / "data"
-    make(folder, 80)
-    return {
-        "data": str(folder),
-        "clients": 3,
-        "partition": "iid",
-        "adapter": "prototypes",
-        "rounds": 1,
-        "workers": 1,
-        "head_captions": "\n".join(CAPTIONS),
-    }
+    return two_classes(tmp_path_factory.mktemp("two") / "data")
 
 
 def vector(config):
@@ -125,13 +115,12 @@ def test_what_a_run_learned_is_saved_loaded_and_used(base, tmp_path):
         ({**SHARED, "adapter": "lora"}, "local steps"),
         ({**SHARED, "protect": "plain"}, "protect"),
         ({**SHARED, "protect": "he"}, "protect"),
-        ({**SHARED, "noise": "own"}, "noise"),
-        ({"dp": "client"}, "prototypes take"),
+        ({"dp": "distributed", "protect": "secagg"}, "noise"),
+        ({"dp": "client", "adaptive": True}, "adaptive"),
         ({"dp": "none", "noise": "shared"}, 'noise = "shared" is for'),
         ({"rounds": 2}, "rounds = 1"),
         ({"server_optimizer": "fedadam"}, "fedavg"),
         ({"references": True}, "references"),
-        ({"canaries": 8}, "canaries"),
     ],
 )
 def test_what_no_sum_of_bounded_terms_can_meet_is_refused(change, match):

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedvlm.errors import IntegrityError
-from fedvlm.heads import LinearHead, head_gradients, image_sums, image_terms
+from fedvlm.heads import (
+    Candidates,
+    LinearHead,
+    head_gradients,
+    image_directions,
+    image_sums,
+    image_terms,
+    whole_gradients,
+)
 from fedvlm.heads.contributions import whole_terms
 from fedvlm.heads.whitening import unit_rows
 
@@ -65,12 +73,78 @@ def test_a_row_outside_of_the_sum_is_refused():
             image_sums(np.ones((1, 2)), np.array([row]), np.array([0]), 3)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1.0, 1e6, 1e200, np.nan, np.inf]))
-def test_one_image_moves_the_heads_gradient_by_its_clip(seed, size):
+SIZES = [1e-6, 1.0, 1e6, 1e200, np.nan, np.inf]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(SIZES), st.booleans(), st.booleans())
+def test_one_image_moves_the_heads_gradient_by_its_clip(seed, size, own, hostile):
+    """Also by its integers, whatever map the server sent, and whatever the feature was."""
     rng = np.random.default_rng(seed)
     features, texts = unit_rows(rng.normal(size=(1, 6))), unit_rows(rng.normal(size=(5, 7)))
+    right = texts[[2]] if not own else (texts[[0]] - texts[[1]]) / 2
     weights = rng.normal(size=(6, 7)) * size
-    moved = head_gradients(LinearHead(clip_norm=0.5), weights, features, texts, np.array([2]))
+    if hostile:
+        features[0, rng.integers(6)] = rng.choice([np.nan, np.inf])
+    head, wanted = LinearHead(clip_norm=0.5), Candidates(texts, own)
+    moved = head_gradients(head, weights, features, right, wanted)
     assert np.isfinite(moved).all()
     assert norm(moved) <= 0.5
+    whole = whole_gradients(*image_directions(head, weights, features, right, wanted), 1000)
+    assert norm(whole) <= 500
+
+
+def worst_direction(rng, head, texts, own):
+    """Search for a map, a feature and a text whose direction is as long as can be."""
+    longest = 0.0
+    for _ in range(40):
+        x = unit_rows(rng.normal(size=(1, 6)))
+        right = texts[[rng.integers(len(texts))]] if not own else unit_rows(rng.normal(size=(1, 7)))
+        # A map under which the right caption has no chance, and its opposite all of it.
+        weights = -(10.0 ** rng.uniform(-1, 3)) * x.T @ right
+        factors = image_directions(head, weights, x, right, Candidates(texts, own))
+        longest = max(longest, norm(np.outer(*(each[0] for each in factors))))
+    return longest
+
+
+def test_a_hostile_map_reaches_the_clip_and_never_passes_it():
+    rng = np.random.default_rng(0)
+    texts = unit_rows(np.vstack([rng.normal(size=(4, 7)), np.eye(7)[:1], -np.eye(7)[:1]]))
+    for own in (False, True):
+        found = worst_direction(rng, LinearHead(clip_norm=0.75), texts, own)
+        assert 0.7 < found <= 0.75  # the search isn't idle
+
+
+def test_an_image_changes_no_other_images_direction():
+    """A softmax over the batch would couple them; here its captions are declared or public."""
+    rng = np.random.default_rng(1)
+    x, texts = unit_rows(rng.normal(size=(5, 6))), unit_rows(rng.normal(size=(8, 7)))
+    weights, head = rng.normal(size=(6, 7)), LinearHead()
+    for own in (False, True):
+        alone = image_directions(head, weights, x[:1], texts[:1], Candidates(texts, own))
+        beside = image_directions(head, weights, x, texts[:5], Candidates(texts, own))
+        assert np.allclose(alone[1][0], beside[1][0], rtol=0, atol=1e-12)
+
+
+def test_a_direction_descends_the_softmax_loss():
+    """Held against a difference quotient of the loss, where nothing is clipped."""
+    rng = np.random.default_rng(2)
+    x, texts = unit_rows(rng.normal(size=(1, 4))), unit_rows(rng.normal(size=(6, 3)))
+    weights, head = 0.1 * rng.normal(size=(4, 3)), LinearHead(clip_norm=10.0)
+
+    def loss(w, right, own):
+        mapped = head.temperature * x @ w
+        logits = (mapped @ texts.T)[0]
+        if own:
+            logits = np.append(logits, mapped @ right[0])
+        best = float((mapped @ right[0])[0])
+        return float(np.log(np.exp(logits).sum())) - best
+
+    for own, right in ((False, texts[[3]]), (True, unit_rows(rng.normal(size=(1, 3))))):
+        found = head_gradients(head, weights, x, right, Candidates(texts, own))
+        oracle = np.zeros_like(weights)
+        for at in np.ndindex(weights.shape):
+            step = np.zeros_like(weights)
+            step[at] = 1e-6
+            oracle[at] = loss(weights - step, right, own) - loss(weights + step, right, own)
+        assert np.allclose(found, oracle / 2e-6 / head.temperature, atol=1e-6)

@@ -27,6 +27,19 @@ def test_the_forecast_is_what_was_measured(adapter, epsilon, verdict):
     assert verdict in forecast(adapter, epsilon=epsilon, **EMBEDDED).verdict
 
 
+@pytest.mark.parametrize(
+    ("clients", "examples", "verdict"),
+    # Points over the control at ε = 8: 0, 0, 0.7, 6 and 34 of 51.
+    [(10, 248, "lose"), (100, 25, "lose"), (1_000, 2.5, "little"), (10_000, 2.5, "part")],
+)
+def test_the_forecast_of_whole_clients_is_what_was_measured(clients, examples, verdict):
+    delta = {10: 1e-3, 100: 1e-3, 1_000: 1e-4, 10_000: 1e-5}[clients]
+    found = forecast(
+        "prototypes", clients=clients, examples=examples, classes=1200, epsilon=8.0, delta=delta
+    )
+    assert verdict in found.verdict_client
+
+
 def test_few_classes_keep_their_gain():
     found = forecast("prototypes", clients=5, examples=96, classes=2, epsilon=3.0, delta=1e-4)
     assert "nearly all" in found.verdict
@@ -34,7 +47,7 @@ def test_few_classes_keep_their_gain():
 
 def test_the_honest_are_those_that_a_federation_plans_for():
     from fedvlm.config import config_from
-    from fedvlm.federation.head_round import shared_mechanism
+    from fedvlm.federation.head_plan import shared_mechanism
 
     for clients in (3, 5, 10, 30):
         config = config_from(
@@ -73,6 +86,8 @@ def test_the_command_says_so_and_refuses_what_it_does_not_know():
     assert told.exit_code == 0
     assert "head: signal" in told.stdout
     assert "lora" in told.stdout
+    assert "public-only control" in told.stdout
+    assert "hidden as a whole" in told.stdout
     as_json = runner.invoke(app, ["plan", "--adapter", "lora", "--epsilon", "8", "--json"])
     assert {one["adapter"] for one in json.loads(as_json.stdout)} == set(ADAPTERS)
     assert runner.invoke(app, ["plan", "--adapter", "lorra"]).exit_code != 0
