@@ -160,11 +160,12 @@ RECORDS = (
     (_F, "terms.py",
      '"active" if config.protection.protect == "secagg-active" else "semi-honest"',
      '"semi-honest"', f"{_FT}test_answering.py {_FT}test_federation.py"),
-    (_F, "head_round.py",
-     "honest_of(floor.sharing(members).quorum, floor.corrupt_members(members))",
-     "honest_of(floor.sharing(members).quorum, 0)", _HEADS),
-    (_F, "head_round.py", 'ledger.answer(config, number, session, "example", mechanism)',
-     "ledger.answer(config, number, session)", _HEADS),
+    (_F, "head_plan.py", "honest_of(fewest, floor.corrupt_members(members))",
+     "honest_of(fewest, 0)", _HEADS),
+    (_F, "head_round.py", '        ledger.answer(config, number, session, "example", mechanism)\n'
+     "        total = whole_sum(task, task.rows(client)",
+     "        ledger.answer(config, number, session)\n"
+     "        total = whole_sum(task, task.rows(client)", _HEADS),
     (_F, "shared_noise.py", 'Ledger("example", config.privacy.epsilon, config.privacy.delta)',
      'Ledger("example", 2 * config.privacy.epsilon, config.privacy.delta)', _HEADS),
     (_F, "private_client.py", "if config.privacy.simulated_noise:", "if True:",

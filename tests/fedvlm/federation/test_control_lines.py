@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from fedvlm.adapters.frozen_head import raw_features
 from fedvlm.config import config_from
 from fedvlm.federation import simulate
 from fedvlm.federation.control_lines import control_lines
 from fedvlm.federation.result import Result
 from fedvlm.federation.task import load_task
+from fedvlm.models.vlm import POOLED
 from fedvlm.reporting.tables import summary_rows
 from tests.fedvlm.federation.heads_base import OWN, two_classes
 
@@ -47,3 +50,10 @@ def test_a_table_shows_the_control_where_there_is_one():
     result = Result(summary, [], None, {}, [], {}, {}, 0, {}, {}, {})
     rows = {row[0]: row[1] for row in summary_rows(result)}
     assert rows == {"zero-shot": "20.0", "public-only control": "30.0", "federated": "40.0"}
+
+
+def test_features_that_were_kept_of_a_frozen_tower_need_no_pixels():
+    """Gates and prompts are evaluated on kept features, and the control beside them is too."""
+    embeddings = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    found = raw_features(embeddings, {POOLED: 2 * embeddings})
+    assert np.array_equal(found, embeddings.double().numpy())
