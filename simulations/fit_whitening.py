@@ -11,7 +11,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from fedvlm.adapters.prototypes import SIZE
+from fedvlm.adapters.frozen_head import SIZE
 from fedvlm.data import load_emoji, make_splits
 from fedvlm.heads import fit_whitening
 from fedvlm.models.stem import stem_features

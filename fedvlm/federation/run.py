@@ -159,7 +159,7 @@ def _federate(
     return history, protection.describe(), described, state
 
 
-def _writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Refuse a folder that can't be written before anything is computed; nothing is made yet.
 
     Raises:
@@ -286,7 +286,7 @@ def run_federation(
     start = time.perf_counter()
     require_without_data(config)
     if out is not None:
-        _writable(out)
+        check_writable(out)
     device_of(config)  # refused before anything is read
     task = load_task(config, progress)
     task.reset()

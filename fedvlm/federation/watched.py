@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from fedvlm.config import Config
 from fedvlm.errors import FedVLMError
 from fedvlm.federation.result import Result
-from fedvlm.federation.run import OnRound, _ignore, run_federation
+from fedvlm.federation.run import OnRound, _ignore, check_writable, run_federation
 from fedvlm.federation.task import Progress, quiet
 from fedvlm.federation.watch import Listener, ProgressFile, WatchedGrid, _nobody
 
@@ -38,6 +38,8 @@ def watched_federation(
     Returns:
         The result.
     """
+    if out is not None:
+        check_writable(out)
     events = ProgressFile(out, resume, on_event)
     watched = WatchedGrid(grid, events, secret=config.privacy.dp == "client")
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from fedvlm.data import emoji, make_splits
+from fedvlm.data import _drawings, emoji, make_splits
 from fedvlm.data.emoji import archive_path, load_emoji
 from fedvlm.seeds import ExperimentSeed
 
@@ -88,7 +88,7 @@ def test_a_torn_archive_is_made_anew(data, monkeypatch, tmp_path):
     ("code", "expected"), [("2764-fe0f", "2764"), ("1F3F4-200D-2620-FE0F", "1F3F4-200D-2620")]
 )
 def test_variation_selectors_are_dropped(code, expected):
-    assert emoji._normalise(code) == expected
+    assert _drawings.normalise(code) == expected
 
 
 def test_aliases_are_followed_and_cycles_end():
@@ -98,6 +98,6 @@ def test_aliases_are_followed_and_cycles_end():
         "width": 8,
         "height": 8,
     }
-    assert 'viewBox="0 0 8 8"' in str(emoji._svg(icons, "b"))
-    assert emoji._svg(icons, "c") is None
-    assert emoji._svg(icons, "e") is None
+    assert 'viewBox="0 0 8 8"' in str(_drawings.svg_of(icons, "b"))
+    assert _drawings.svg_of(icons, "c") is None
+    assert _drawings.svg_of(icons, "e") is None

@@ -96,7 +96,9 @@ def test_the_inner_attack_stays_within_its_radius_and_moves_embeddings(world):
     found = repair.extras(model.vlm, np.arange(8), images)["adversarial"]["pixel_values"]
     reach = 0.2 * images["pixel_values"].flatten(1).std(dim=1)
     far = (found - images["pixel_values"]).abs().flatten(1).max(dim=1).values
-    assert (far <= reach * (1 + 1e-6)).all()
+    # What adding a step to a pixel, and taking the pixel off again here, may round.
+    rounded = 2.0**-22 * images["pixel_values"].abs().amax()
+    assert (far <= reach + rounded).all()
     noise = 0.5 * reach.view(-1, 1, 1, 1) * torch.randn(found.shape).sign()
     clean = model.vlm.embed(images, "image")
     adversarial = (model.vlm.embed({"pixel_values": found}, "image") - clean).norm(dim=1)
