@@ -56,7 +56,7 @@ def test_a_result_tells_nothing_of_the_pairs_that_no_noise_covers(small_run, ask
     settings = {**small_run, **CLIENT, "rounds": 1, "reference_epochs": 1}
     settings.pop("references")
     result = simulate(config_from(settings | ({"references": True} if asked else {})))
-    assert set(result.data) == {"name", "pairs", "parts", "mean_pairs"}
+    assert set(result.data) == {"name", "pairs", "parts", "mean_pairs", "task", "metric"}
     assert result.privacy is not None
     told = {"local_only", "local_only_best", "central"} if asked else set()
     assert set(result.privacy["outside_epsilon"]) == told
