@@ -313,11 +313,11 @@ def test_a_lie_about_public_facts_is_paid_for(lie, monkeypatch):
     paid, trained = [], []
     ledger = SimpleNamespace(answer=lambda *told: paid.append(told))
     loss = SimpleNamespace(factor=BankContrastive.factor)
-    monkeypatch.setattr(private_client, "_loss", lambda *_: (loss, None))
     monkeypatch.setattr(private_client, "train_privately", lambda *told: trained.append(told))
     task = SimpleNamespace(
         config=config,
         rows=lambda client: np.arange(20),
+        private_loss=lambda own, settings: (loss, None),
         model=SimpleNamespace(vlm=None),
         view=SimpleNamespace(size=3),
     )
