@@ -56,7 +56,7 @@ def test_a_result_tells_nothing_of_the_pairs_that_no_noise_covers(small_run, ask
     settings = {**small_run, **CLIENT, "rounds": 1, "reference_epochs": 1}
     settings.pop("references")
     result = simulate(config_from(settings | ({"references": True} if asked else {})))
-    assert set(result.data) == {"name", "pairs", "parts", "mean_pairs"}
+    assert set(result.data) == {"name", "pairs", "parts", "mean_pairs", "task", "metric"}
     assert result.privacy is not None
     told = {"local_only", "local_only_best", "central"} if asked else set()
     assert set(result.privacy["outside_epsilon"]) == told
@@ -313,11 +313,11 @@ def test_a_lie_about_public_facts_is_paid_for(lie, monkeypatch):
     paid, trained = [], []
     ledger = SimpleNamespace(answer=lambda *told: paid.append(told))
     loss = SimpleNamespace(factor=BankContrastive.factor)
-    monkeypatch.setattr(private_client, "_loss", lambda *_: (loss, None))
     monkeypatch.setattr(private_client, "train_privately", lambda *told: trained.append(told))
     task = SimpleNamespace(
         config=config,
         rows=lambda client: np.arange(20),
+        private_loss=lambda own, settings: (loss, None),
         model=SimpleNamespace(vlm=None),
         view=SimpleNamespace(size=3),
     )
