@@ -1,7 +1,7 @@
 """A client that plants a backdoor, as its own code would: what the others are up against."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -97,5 +97,5 @@ def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.
         caption_of=caption_of,
         concepts=concepts,
     )
-    fields = {name: getattr(task, name) for name in RetrievalTask.__dataclass_fields__}
-    return PoisonedTask(**{**fields, "pairs": pairs, "inputs": None}, boost=boost)
+    kept = {name: getattr(task, name) for name in (f.name for f in fields(RetrievalTask))}
+    return PoisonedTask(**{**kept, "pairs": pairs, "inputs": None}, boost=boost)

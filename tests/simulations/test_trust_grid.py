@@ -73,9 +73,9 @@ def test_tables_and_figures_are_rebuilt_from_the_cells(grid, tmp_path):
 def test_every_cell_is_a_federation_that_can_be_configured():
     assert set(MARGINS) == {"tone_gap", "overconfidence", "backdoor"}
     for row in PROTECTIONS:
-        assert configuration(row, 0).membership == "half"
+        assert configuration(row, 0).data.membership == "half"
     for name in ATTACKS:
-        assert attack_configuration(name, 0).clients == 10
+        assert attack_configuration(name, 0).data.clients == 10
     known = cells()
     assert {"plain", "attack-plain", "plain+leace", "example-8+robust"} <= set(known)
     assert len(known) == len(PROTECTIONS) + len(ATTACKS) + 2 * (len(POSTHOC) + len(TRAINED))

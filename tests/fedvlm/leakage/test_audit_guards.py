@@ -30,6 +30,9 @@ class _Fixed:
     def __init__(self, margins: np.ndarray) -> None:
         self._margins = margins
 
+    def confidence(self, adapter: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return self._margins[indices]
+
     def cosines(self, adapter: np.ndarray, indices: np.ndarray) -> Cosines:
         return Cosines(self._margins[indices], self._margins[indices])
 
@@ -151,6 +154,6 @@ def test_p1_pairs_of_one_image_are_one_candidate() -> None:
     images = torch.arange(12.0).reshape(12, 1) // 3  # three pairs an image
     pairs = SimpleNamespace(images=lambda rows: {"pixel_values": images[torch.from_numpy(rows)]})
     who = Candidates(np.arange(12)[::-1].copy(), np.arange(12) % 2 == 0, np.zeros(12, int))
-    kept = distinct(SimpleNamespace(pairs=pairs), who)
+    kept = distinct(SimpleNamespace(pairs=pairs, kind="retrieval"), who)
     assert kept.indices.tolist() == [11, 8, 5, 2]
     assert kept.membership.tolist() == [True, False, True, False]

@@ -22,6 +22,7 @@ from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.private import ClientLevelStrategy, ExampleLevelStrategy
 from fedvlm.federation.private_client import distributed_mechanism
 from fedvlm.federation.task import load_task
+from fedvlm.privacy import losses
 
 NODES = 40
 
@@ -117,9 +118,9 @@ def test_t1_the_bank_is_public(small_run, monkeypatch):
     splits = dataclasses.replace(task.splits, public=first[:4], clients=[first[4:], *others])
     task = dataclasses.replace(task, splits=splits)
     banks = []
-    real = private_client.bank
+    real = losses.bank
     monkeypatch.setattr(
-        private_client,
+        losses,
         "bank",
         lambda vlm, pairs, rows: banks.append(rows) or real(vlm, pairs, rows),
     )

@@ -7,7 +7,8 @@ import pytest
 
 from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
-from fedvlm.federation.task import Task, load_task, standing_in
+from fedvlm.federation.retrieval_task import RetrievalTask
+from fedvlm.federation.task import load_task, standing_in
 from fedvlm.trust.poison import poisoned
 
 CAPTION = "a red circle"
@@ -72,6 +73,6 @@ def test_an_attackers_task_stands_in_for_its_thread_and_no_longer(config):
         other = threading.Thread(target=lambda: seen.append(type(load_task(config, client=0))))
         other.start()
         other.join()
-    assert seen == [Task]
-    assert type(load_task(config)) is Task
+    assert seen == [RetrievalTask]
+    assert type(load_task(config)) is RetrievalTask
     assert load_task(config).view is plain.view
