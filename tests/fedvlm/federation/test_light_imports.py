@@ -36,7 +36,7 @@ def answer(message, context, node, config):
 
 sys.modules["fedvlm.federation.local_round"] = types.SimpleNamespace(answer=answer)
 from flwr.serverapp.strategy import FedAvg
-from fedvlm.config import config_from
+from fedvlm.config import config_from, to_run_config
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import InProcessGrid
 from fedvlm.federation.protection import protected

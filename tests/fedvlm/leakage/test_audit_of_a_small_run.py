@@ -1,7 +1,6 @@
 """An audit of real federations over drawn shapes: masks on and off, reconstruction, the table."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +79,8 @@ def test_updates_of_other_adapters_are_inverted_too(
 
 
 def test_inversion_and_shadows_raise_where_nothing_was_seen(audited, tmp_path: Path) -> None:
-    simulate(replace(audited, rounds=1), out=tmp_path)
-    task = load_task(replace(audited, rounds=1))
+    simulate(config_from({"rounds": 1}, audited), out=tmp_path)
+    task = load_task(config_from({"rounds": 1}, audited))
     probe, who = Probe(task), candidates_of(task, 4)
     with pytest.raises(WrongVantageError, match="V4"):
         inverted_images(View.from_run(tmp_path, Vantage.V4), probe, who)
