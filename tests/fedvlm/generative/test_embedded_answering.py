@@ -137,6 +137,7 @@ def test_a_weight_shared_with_the_embedding_is_refused(encoded):
         )
 
 
+@pytest.mark.slow
 def test_federated_with_private_examples_under_secure_aggregation(answering_run, tmp_path):
     """The whole path: DP-SGD on answers, the nodes' ledgers, a secure sum, generation."""
     config = config_from(

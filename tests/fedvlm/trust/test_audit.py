@@ -54,6 +54,7 @@ def run_folder(tmp_path_factory, grouped_folder):
     return out
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_audited_and_what_it_cannot_carry_is_said(run_folder):
     found = audit_trust(run_folder, sizes=SMALL, groups=("hospital", "same", "one", "no"))
     told = {column.name: column for column in found.columns}
@@ -77,6 +78,7 @@ def test_a_folder_of_ones_own_is_audited_and_what_it_cannot_carry_is_said(run_fo
     assert "not measured" in markdown(found)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_its_files_and_ends_with_zero(run_folder):
     from typer.testing import CliRunner
 
