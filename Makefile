@@ -39,7 +39,8 @@ lint: $(STAMP) ## format, rules and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-test test-slow: export OMP_NUM_THREADS := 1  # workers share the cores, and threads fight for them
+# Workers share the cores, and threads fight for them.
+test test-slow: export OMP_NUM_THREADS := 1
 
 test: lint ## lint, types and the fast tests
 	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadgroup $(ARGS)
