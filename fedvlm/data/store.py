@@ -246,7 +246,7 @@ class ArrayStore:
         return all(digest in self._held or digest in self._where for digest in contents)
 
     def read(self, contents: Sequence[bytes]) -> NDArray:
-        """Return the arrays of contents that `fill` was called with: shape (n, *shape).
+        """Return the arrays of contents that `fill` was called with: shape `(n, *shape)`.
 
         Read by place and not mapped: what is read doesn't stay in this process's memory.
 

@@ -50,7 +50,7 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = _BINS) -> float:
     √max(0, Σ_b n_b/N · [(conf_b − acc_b)² − acc_b(1 − acc_b)/(n_b − 1)]). Where a model is
     calibrated, a bin's accuracy still differs from its confidence by chance, and a plain ECE
     counts that; the second term is its mean. In squares, since only there is the correction
-    exact: the root is at least what the mean of |conf_b − acc_b| would be.
+    exact: the root is at least what the mean of abs(conf_b − acc_b) would be.
 
     Args:
         confidence: Shape (N,), in [0, 1].

@@ -362,7 +362,7 @@ def _auc(truth: NDArray, scores: NDArray) -> float:
 def equity_scaled_auc(
     truth: ArrayLike, scores: ArrayLike, groups: ArrayLike
 ) -> tuple[float, dict[str, float]]:
-    """Return ES-AUC = AUC / (1 + Σ_g |AUC − AUC_g|) and each group's AUC (FairVLMed, 2024).
+    """Return ES-AUC = AUC / (1 + Σ_g abs(AUC − AUC_g)) and each group's AUC (FairVLMed, 2024).
 
     Args:
         truth: Shape (N,), bool.
