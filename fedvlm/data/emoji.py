@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedvlm.data._archive import read_or_build
 from fedvlm.data._drawings import (
     Progress,
     icon_names,
@@ -26,7 +27,7 @@ from fedvlm.data._drawings import (
 from fedvlm.data._packages import CAPTIONS, PACKAGES, STYLES, Package
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.fetch import fetch, read_json
-from fedvlm.files import cache_dir, one_at_a_time, whole_file
+from fedvlm.files import cache_dir, whole_file
 
 IMAGE_SIZE = 96
 OOD_DOMAIN = "openmoji"
@@ -147,11 +148,4 @@ def load_emoji(progress: Progress = quiet) -> ImageTextData:
         DataError: No network at the first time, or a disk that can't be written.
     """
     path = archive_path()
-    with one_at_a_time(path):
-        if path.exists():
-            try:
-                return _read(path)
-            except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, EOFError):
-                path.unlink(missing_ok=True)  # a broken cache is made anew
-        _build(path, progress)
-    return _read(path)
+    return read_or_build(path, _read, lambda: _build(path, progress))

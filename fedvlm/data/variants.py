@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvlm.data._archive import read_or_build
 from fedvlm.data._drawings import (
     Progress,
     icon_names,
@@ -30,7 +31,7 @@ from fedvlm.data._packages import CAPTIONS, PACKAGES, STYLES
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.emoji import IMAGE_SIZE, OOD_DOMAIN, PRETRAINING_DOMAINS, is_public
 from fedvlm.data.fetch import fetch, read_json
-from fedvlm.files import cache_dir, one_at_a_time, whole_file
+from fedvlm.files import cache_dir, whole_file
 
 DEFAULT_TONE = "default"
 TONES = (DEFAULT_TONE, "light", "medium-light", "medium", "medium-dark", "dark")
@@ -194,14 +195,7 @@ def _as_data(name: str, rows: list[list[str]], encoded: list[bytes]) -> ImageTex
 
 def _load(progress: Progress) -> tuple[list[list[str]], list[bytes]]:
     path = archive_path()
-    with one_at_a_time(path):
-        if path.exists():
-            try:
-                return _read(path)
-            except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, EOFError):
-                path.unlink(missing_ok=True)  # a broken archive is made anew
-        _build(path, progress)
-    return _read(path)
+    return read_or_build(path, _read, lambda: _build(path, progress))
 
 
 def load_tones(progress: Progress = quiet) -> ImageTextData:

@@ -74,12 +74,10 @@ def test_a_torn_archive_is_made_anew(data, monkeypatch, tmp_path):
     whole = data
     built = []
 
-    def build(path, progress):
-        built.append(path)
-        monkeypatch.setattr(emoji, "_read", lambda path: whole)
-
+    read = emoji._read
     archive_path().write_bytes(b"PK torn")
-    monkeypatch.setattr(emoji, "_build", build)
+    monkeypatch.setattr(emoji, "_read", lambda path: whole if built else read(path))
+    monkeypatch.setattr(emoji, "_build", lambda path, progress: built.append(path))
     assert load_emoji() is whole
     assert built == [archive_path()]
 
