@@ -1,22 +1,19 @@
 """CLIP, SigLIP, SigLIP 2, OpenCLIP and pairs of ViT and BERT, from a folder or the hub."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fedvlm.data.dataset import ImageTextData
 from fedvlm.errors import ConfigError
 from fedvlm.models.openclip import is_openclip, read_openclip
-from fedvlm.models.pixels import PixelInputs
-from fedvlm.models.processor import ImageInputs, LoadedModel
+from fedvlm.models.pixels import PixelProcessor
+from fedvlm.models.processor import LoadedModel
 from fedvlm.models.vlm import PAIR, SUPPORTED, VLM
 from fedvlm.models.weights import check_folder, first_line, quietly, read_model
 
@@ -29,7 +26,7 @@ _DROPOUTS = (
 STEM_KEY = "fedvlm_stem"  # in config.json: the pixels are the embedded stem's feature map
 
 
-class HuggingFaceProcessor:
+class HuggingFaceProcessor(PixelProcessor):
     """A Hugging Face tokenizer and image processor behind this library's protocol.
 
     Args:
@@ -42,9 +39,8 @@ class HuggingFaceProcessor:
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
-        self.loaders: int | None = None  # worker processes that prepare images
+        super().__init__(image_processor)
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self._length = _context_length(config.text_config)
         self._rows = int(config.text_config.vocab_size)
         self._end = config.text_config.eos_token_id if config.model_type == "clip" else None
@@ -66,19 +62,6 @@ class HuggingFaceProcessor:
             )
         self.texts(["a photo of a cat"])  # refuses a tokenizer that can't be this model's
         _check_pixels(image_processor, config)
-
-    def images(
-        self,
-        data: ImageTextData,
-        rows: NDArray[np.int64],
-        progress: Callable[[str, int, int], None],
-    ) -> ImageInputs:
-        """Return the inputs of a data set's images, by row; processed once, at first use."""
-        return PixelInputs(data, rows, self.image_processor, progress, self.loaders)
-
-    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Return the inputs of images in RGB."""
-        return dict(self.image_processor(images=list(images), return_tensors="pt"))
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return ids and, for CLIP where the tokenizer makes one, mask: shape (C, L), int64.

@@ -6,21 +6,19 @@ What it has to have is in `DualEncoder`; what prepares its inputs, in `own_model
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from fedvlm.data.dataset import ImageTextData
 from fedvlm.errors import ConfigError
-from fedvlm.models.pixels import PixelInputs
-from fedvlm.models.processor import ImageInputs, LoadedModel
+from fedvlm.models.pixels import PixelProcessor
+from fedvlm.models.processor import LoadedModel
 from fedvlm.models.vlm import OWN, VLM
 from fedvlm.models.weights import first_line
 
@@ -93,26 +91,13 @@ class _Backbone(nn.Module):
         return _Pooled(self.encoder.encode_text(**inputs))
 
 
-class OwnProcessor:
+class OwnProcessor(PixelProcessor):
     """A tokenizer and an image processor of a user's choice behind this library's protocol."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, length: int) -> None:
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.loaders: int | None = None
+        super().__init__(image_processor)
+        self.tokenizer = tokenizer
         self._length = length
-
-    def images(
-        self,
-        data: ImageTextData,
-        rows: NDArray[np.int64],
-        progress: Callable[[str, int, int], None],
-    ) -> ImageInputs:
-        """Return the inputs of a data set's images, by row; processed once, at first use."""
-        return PixelInputs(data, rows, self.image_processor, progress, self.loaders)
-
-    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Return the inputs of images in RGB."""
-        return dict(self.image_processor(images=list(images), return_tensors="pt"))
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Return the inputs of captions, padded to the longest: shape (C, L), int64."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.loading import each
 from fedvlm.data.store import ArrayStore
+from fedvlm.models.processor import ImageInputs
 
 PIXELS, MASK = "pixel_values", "pixel_attention_mask"
 _CLOSE = 1e-5
@@ -209,3 +210,26 @@ class PixelInputs:
         if not store.has(wanted):  # a row that nobody announced
             return self.anew(indices)
         return parts.inputs(store.read(wanted))
+
+
+class PixelProcessor:
+    """The image half of a processor whose model takes pixels.
+
+    Attributes:
+        image_processor: Makes pixels of images.
+        loaders: Worker processes that prepare a data set's images; None for what suits.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
+        self.loaders: int | None = None
+
+    def images(
+        self, data: ImageTextData, rows: NDArray[np.int64], progress: Progress
+    ) -> ImageInputs:
+        """Return the inputs of a data set's images, by row; processed once, at first use."""
+        return PixelInputs(data, rows, self.image_processor, progress, self.loaders)
+
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Return the inputs of images in RGB."""
+        return dict(self.image_processor(images=list(images), return_tensors="pt"))
