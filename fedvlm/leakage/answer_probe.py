@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.answering_task import AnsweringTask
-from fedvlm.leakage.gradients import per_example_gradients
+from fedvlm.leakage.alignment import Alignments, gradient_alignment
 from fedvlm.leakage.text_scores import renyi_entropy
 from fedvlm.models.generative import IGNORED, GenerativeVLM
 from fedvlm.training.answers import EncodedAnswers
@@ -102,7 +102,7 @@ class AnswerProbe:
         order = task.seed.numpy("audit", "negatives").permutation(auxiliary)
         self.population = np.sort(order[:512])
         self._cached = lru_cache(maxsize=16)(self._measure)
-        self._alignments: dict[bytes, tuple[Array, Array]] = {}
+        self._alignments = Alignments()
 
     @property
     def negatives_hash(self) -> str:
@@ -137,29 +137,17 @@ class AnswerProbe:
         Returns:
             Inner products of the gradient with −update, shape (K, N), and gradient norms (N,).
         """
-        key = hashlib.sha256(b"".join(a.tobytes() for a in (adapter, indices, updates))).digest()
-        if key not in self._alignments:
-            self._alignments[key] = self._align(adapter, indices, updates)
-        return self._alignments[key]
+        return self._alignments.of(adapter, indices, updates, self._align)
 
     def _align(
         self, adapter: NDArray[np.float32], indices: Indices, updates: NDArray[np.float32]
     ) -> tuple[Array, Array]:
         task, vlm = self.task, self.task.model.vlm
         task.view.write(np.array(adapter))
-        directions = -torch.from_numpy(np.array(updates))
-        dots, norms = [], []
-        vlm.eval()
-        for start in range(0, len(indices), _BATCH):
-            batch = task.encoded.batch(indices[start : start + _BATCH])
-            gradients = per_example_gradients(
-                vlm, task.view, lambda batch=batch: vlm.answer_losses(batch)
-            )
-            if not torch.isfinite(gradients).all():
-                raise IntegrityError("the adapter gives gradients that are not finite")
-            dots.append((directions @ gradients.T).numpy())
-            norms.append(gradients.norm(dim=1).numpy())
-        return (
-            np.concatenate(dots, axis=1).astype(np.float64),
-            np.concatenate(norms).astype(np.float64),
+        return gradient_alignment(
+            vlm,
+            task.view,
+            indices,
+            updates,
+            lambda batch: vlm.answer_losses(task.encoded.batch(batch)),
         )

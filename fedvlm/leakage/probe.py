@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedvlm.errors import ConfigError, IntegrityError
 from fedvlm.federation.task import Task, quiet
-from fedvlm.leakage.gradients import per_example_gradients
+from fedvlm.leakage.alignment import Alignments, gradient_alignment
 from fedvlm.leakage.scores import margin
 
 Indices = NDArray[np.int64]
@@ -152,7 +152,7 @@ class Probe:
         self.negatives, self.population = np.sort(order[:count]), np.sort(order[count:])
         self._rows = np.unique(task.pairs.caption_of[self.negatives])
         self._cached = lru_cache(maxsize=64)(self._measure)
-        self._alignments: dict[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._alignments = Alignments()
 
     @property
     def negatives_hash(self) -> str:
@@ -246,42 +246,24 @@ class Probe:
         Returns:
             Inner products of the gradient with −update, shape (K, N), and gradient norms (N,).
         """
-        key = hashlib.sha256(b"".join(a.tobytes() for a in (adapter, indices, updates))).digest()
-        if key not in self._alignments:  # several attacks, and vantages, ask for the same
-            if self.task.config.has_head:
-                from fedvlm.leakage.head_terms import term_alignment
-
-                found = term_alignment(self.task, adapter, indices, updates)
-            else:
-                found = self._align(adapter, indices, updates)
-            self._alignments[key] = found
-        return self._alignments[key]
+        return self._alignments.of(adapter, indices, updates, self._align)
 
     def _align(
         self, adapter: NDArray[np.float32], indices: Indices, updates: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.task.config.has_head:
+            from fedvlm.leakage.head_terms import term_alignment
+
+            return term_alignment(self.task, adapter, indices, updates)
         task, vlm = self.task, self.task.model.vlm
         task.view.write(np.array(adapter))
         public_images, public_texts = self.public_embeddings()
-        directions = -torch.from_numpy(np.array(updates))
-        dots, norms = [], []
-        vlm.eval()
-        for start in range(0, len(indices), _BATCH):
-            batch = indices[start : start + _BATCH]
 
-            def losses(batch: Indices = batch) -> torch.Tensor:
-                images = vlm.encode_image(task.pairs.images(batch))
-                texts = vlm.encode_text(task.pairs.captions(task.pairs.caption_of[batch]))
-                rows = torch.logsumexp(self.scale * images @ public_texts.T, dim=1)
-                columns = torch.logsumexp(self.scale * texts @ public_images.T, dim=1)
-                return (rows + columns) / 2 - self.scale * (images * texts).sum(dim=1)
+        def losses(batch: Indices) -> torch.Tensor:
+            images = vlm.encode_image(task.pairs.images(batch))
+            texts = vlm.encode_text(task.pairs.captions(task.pairs.caption_of[batch]))
+            rows = torch.logsumexp(self.scale * images @ public_texts.T, dim=1)
+            columns = torch.logsumexp(self.scale * texts @ public_images.T, dim=1)
+            return (rows + columns) / 2 - self.scale * (images * texts).sum(dim=1)
 
-            gradients = per_example_gradients(vlm, task.view, losses)
-            if not torch.isfinite(gradients).all():
-                raise IntegrityError("the adapter gives gradients that are not finite")
-            dots.append((directions @ gradients.T).numpy())
-            norms.append(gradients.norm(dim=1).numpy())
-        return (
-            np.concatenate(dots, axis=1).astype(np.float64),
-            np.concatenate(norms).astype(np.float64),
-        )
+        return gradient_alignment(vlm, task.view, indices, updates, losses)

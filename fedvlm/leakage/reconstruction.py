@@ -5,6 +5,7 @@ content guessed from its caption, and an image searched for in an update. What a
 the world helps with both kinds; the difference between them is what it remembers of its pairs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +197,16 @@ def inverted_images(view: View, probe: Probe, who: Candidates) -> Array:
     return np.array(found)
 
 
+def _views(folder: Path, vantages: set[Vantage]) -> Iterator[tuple[Vantage, View]]:
+    """Look at a run from each vantage, in their order; none where nobody stood there."""
+    for vantage in Vantage:
+        if vantage in vantages:
+            try:
+                yield vantage, View.from_run(folder, vantage)
+            except WrongVantageError:
+                continue
+
+
 def _features(
     folder: Path,
     probe: Probe,
@@ -207,13 +218,7 @@ def _features(
     from fedvlm.leakage.head_terms import read_feature
 
     rows = []
-    for vantage in (Vantage.V1, Vantage.V4):
-        if vantage not in vantages:
-            continue
-        try:
-            view = View.from_run(folder, vantage)
-        except WrongVantageError:
-            continue
+    for vantage, view in _views(folder, {Vantage.V1, Vantage.V4} & set(vantages)):
         if vantage is Vantage.V1:
             parts = view.need("updates", "feature-of-caption").sum(axis=0)
             found = np.zeros(len(candidates.indices))
@@ -255,13 +260,7 @@ def reconstruct(
     if probe.task.config.has_head:
         return (*rows, *_features(folder, probe, candidates, vantages, share))
     some = candidates.handful(_TARGETS)
-    for vantage in (Vantage.V1, Vantage.V2):
-        if vantage not in vantages:
-            continue
-        try:
-            view = View.from_run(folder, vantage)
-        except WrongVantageError:
-            continue
+    for vantage, view in _views(folder, {Vantage.V1, Vantage.V2} & set(vantages)):
         closer = inverted_images(view, probe, some)
         rows.append(_row(vantage, "gradient-inversion", "cosine", closer, some.membership, share))
     return tuple(rows)

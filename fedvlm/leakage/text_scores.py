@@ -136,9 +136,9 @@ def exposure(canary: Array, reference: Array) -> Array:
     """Return each canary's exposure in bits: log2 of how far ahead of random ones it is.
 
     exposure = log2(size of R) − log2(rank) over the space R that canaries are drawn from (Carlini
-    et al. 2019, definition 4), with the rank of a canary among M drawn but not planted: log2(M + 1) −
-    log2(1 + number of them that are at least as likely). It is at most log2(M + 1), and its mean
-    over canaries that were not planted is 1.44 at most.
+    et al. 2019, definition 4), with the rank of a canary among M drawn but not planted:
+    log2(M + 1) − log2(1 + number of them that are at least as likely). It is at most
+    log2(M + 1), and its mean over canaries that were not planted is 1.44 at most.
 
     Args:
         canary: Shape (N,), log-probabilities of planted canaries.
