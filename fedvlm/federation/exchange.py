@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from numpy.typing import NDArray
 
 from fedvlm.config.rules import keeps_personal, sends_all
@@ -13,6 +13,7 @@ from fedvlm.errors import IntegrityError
 from fedvlm.federation.installing import install
 from fedvlm.federation.node import Node
 from fedvlm.federation.personal import PersonalPart
+from fedvlm.federation.records import VECTOR
 from fedvlm.federation.rules import CoordinateRule, FlexLoRA, rule_of
 from fedvlm.federation.task import Task
 
@@ -22,7 +23,31 @@ second sum of a round."""
 _WAITING = "rule-waiting"
 _LEAST_SCORED = 2
 
+_MOST_ROUNDS = 1 << 20
+
 Told = dict[str, int | float]
+
+
+def read_round(message: Message, what: str) -> tuple[int, NDArray[np.floating], ConfigRecord]:
+    """Read what a server sends an adapter with.
+
+    Args:
+        message: From the server.
+        what: What it asks for, a verb.
+
+    Returns:
+        The round, from 1; the adapter as it came; and the configuration beside it.
+
+    Raises:
+        IntegrityError: A part is missing, or the round is none.
+    """
+    settings, arrays = message.content.get("config"), message.content.get("arrays")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
+        raise IntegrityError(f"the message to {what} has no arrays or no config")
+    number = settings.get("server-round")
+    if type(number) is not int or not 1 <= number <= _MOST_ROUNDS or VECTOR not in arrays:
+        raise IntegrityError(f"the message to {what} names no round, or holds no adapter")
+    return number, arrays[VECTOR].numpy(), settings
 
 
 def to_bytes(vector: NDArray[np.floating]) -> bytes:

@@ -8,21 +8,18 @@ import time
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.config.whole import Config
-from fedvlm.errors import IntegrityError
-from fedvlm.federation.exchange import Exchange
+from fedvlm.federation.exchange import Exchange, read_round
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.records import EXAMPLES, VECTOR
 from fedvlm.federation.task import Task
 
 log = logging.getLogger("fedvlm")
-
-_MOST_ROUNDS = 1 << 20
 
 
 def answer(message: Message, context: Context, node: Node, config: Config) -> Message:
@@ -42,15 +39,10 @@ def answer(message: Message, context: Context, node: Node, config: Config) -> Me
     start = time.perf_counter()
     # One thread a client: a result must not depend on how many cores there are.
     torch.set_num_threads(1)
-    settings, arrays = message.content.get("config"), message.content.get("arrays")
-    if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
-        raise IntegrityError("the message to train has no arrays or no config")
-    number = settings.get("server-round")
-    if type(number) is not int or not 1 <= number <= _MOST_ROUNDS or VECTOR not in arrays:
-        raise IntegrityError("the message to train names no round, or holds no adapter")
+    number, sent, settings = read_round(message, "train")
     task = node.task(config)
     exchange = Exchange(task, node, context, number)
-    answered = exchange.receive(arrays[VECTOR].numpy(), settings)
+    answered = exchange.receive(sent, settings)
     if answered is None:
         ledger = NodeLedger(node, context.state)
         session = f"{context.run_id}/{message.metadata.message_id}"

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from fedvlm.config import Config
-from fedvlm.errors import IntegrityError
-from fedvlm.federation.exchange import Exchange
+from fedvlm.federation.exchange import Exchange, read_round
 from fedvlm.federation.floor import RefusedError
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
-from fedvlm.federation.records import EXAMPLES, VECTOR
+from fedvlm.federation.records import EXAMPLES
 from fedvlm.federation.scores import AMONG, FIRST, SCORES, TOGETHER
 from fedvlm.federation.task import Task
 from fedvlm.files import one_at_a_time, write_durably
@@ -33,7 +32,6 @@ log = logging.getLogger("fedvlm")
 
 FILE = "scores.json"
 _LEAST = 2
-_MOST_ROUNDS = 1 << 20
 _LAST = 1_000
 
 
@@ -54,16 +52,11 @@ def answer_score(message: Message, context: Context, node: Node, config: Config)
         IntegrityError: The adapter is of another schema, or not finite.
     """
     torch.set_num_threads(1)
-    settings, arrays = message.content.get("config"), message.content.get("arrays")
-    if not isinstance(arrays, ArrayRecord) or not isinstance(settings, ConfigRecord):
-        raise IntegrityError("the message to score has no arrays or no config")
-    number = settings.get("server-round")
-    if type(number) is not int or not 1 <= number <= _MOST_ROUNDS or VECTOR not in arrays:
-        raise IntegrityError("the message to score names no round, or holds no adapter")
+    number, sent, settings = read_round(message, "score")
     if not config.scores_after(number - 1):
         raise RefusedError("terms", f"the run asks for no scores after round {number - 1}")
     task = node.task(config)
-    Exchange(task, node, context, number).receive(arrays[VECTOR].numpy(), settings)
+    Exchange(task, node, context, number).receive(sent, settings)
     session = f"{context.run_id}/{message.metadata.message_id}"
     NodeLedger(node, context.state).answer(config, number - 1, session)
     found = score(task)
