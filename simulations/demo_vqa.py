@@ -7,58 +7,21 @@ figure for the docs, and the numbers to `simulations/reference/demo-vqa.json`.
 """
 
 import json
-import math
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedvlm.config import config_from, load_config
+from fedvlm.config import load_config
 from fedvlm.data.questions import KINDS
-from fedvlm.federation import Result, simulate
+from fedvlm.federation import Result
 from fedvlm.files import whole_file, write_text
+from simulations._seeds import described, percent, run_seeds, table
 from simulations._student import interval
 
 CONFIG = Path(__file__).parent / "configs" / "demo-vqa.toml"
-_ROWS = (
-    ("zero-shot", "zero_shot"),
-    ("local only, mean of clients", "local_only"),
-    ("local only, best client", "local_only_best"),
-    ("**federated**", "federated"),
-    ("central", "central"),
-    ("unseen designer: zero-shot", "ood_zero_shot"),
-    ("unseen designer: federated", "ood_federated"),
-    ("unseen designer: central", "ood_central"),
-    ("concepts nobody holds: zero-shot", "withheld_zero_shot"),
-    ("concepts nobody holds: federated", "withheld_federated"),
-    ("public concepts: zero-shot", "retention_zero_shot"),
-    ("public concepts: federated (forgetting)", "retention_federated"),
-)
 _COMPARED = ("zero_shot", "local_only", "local_only_best", "central")
 _SHOWN = ("zero_shot", "local_only", "federated", "central")
-
-
-def percent(results: list[Result], key: str) -> list[float]:
-    """Return a summary's value by seed, in percent; NaN where a run has none."""
-    return [math.nan if (v := one.summary.get(key)) is None else 100 * v for one in results]
-
-
-def described(values: list[float]) -> str:
-    """Return mean and half the width of a 95 % interval, in percent."""
-    mean, _, high = interval(values)
-    return f"{mean:.1f} ± {high - mean:.1f}"
-
-
-def table(results: list[Result]) -> str:
-    """Return the summary over seeds as Markdown, in percent."""
-    lines = [f"| exact match, % | {' | '.join(f'seed {r.seed}' for r in results)} | mean ± 95 % |"]
-    lines.append("|---|" + "--:|" * (len(results) + 1))
-    for name, key in _ROWS:
-        values = percent(results, key)
-        cells = " | ".join(f"{value:.1f}" for value in values)
-        lines.append(f"| {name} | {cells} | {described(values)} |")
-    return "\n".join(lines) + "\n"
 
 
 def differences(results: list[Result]) -> dict[str, dict[str, float]]:
@@ -115,20 +78,8 @@ def main(
     ),
 ) -> None:
     """Run the demo of models that answer over several seeds and summarise."""
-    if seeds < 2:
-        raise typer.BadParameter("an interval needs at least 2 seeds")
-    results = []
-    for seed in range(seeds):
-        folder = runs / f"demo-vqa-seed-{seed}"
-        config = config_from({"seed": seed}, load_config(CONFIG))
-        if (folder / "result.json").exists() and (
-            config_from(Result.load(folder).config) == config
-        ):
-            results.append(Result.load(folder))
-        else:
-            print(f"seed {seed}", file=sys.stderr, flush=True)
-            results.append(simulate(config, out=folder))
-    text, kinds, gaps = table(results), by_kind(results), differences(results)
+    results = run_seeds("demo-vqa", load_config(CONFIG), seeds, runs)
+    text, kinds, gaps = table(results, "exact match"), by_kind(results), differences(results)
     print(text, kinds, sep="\n")
     for key, gap in gaps.items():
         name = key.replace("_", " ")

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,46 @@ def in_process(settings: dict[str, Any]) -> Measured:
         return _measured(out, start, memory)
 
 
+def with_home(environment: dict[str, str], folder: Path, port: int) -> dict[str, str]:
+    """Give Flower's commands a home in a folder, which names the SuperLink at a port."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "own"\n\n[superlink.own]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    return environment | {"FLWR_HOME": str(home)}
+
+
+def start_flower(
+    command: str, words: Sequence[str], environment: dict[str, str], folder: Path, log: str
+) -> None:
+    """Start one of Flower's programs without TLS; `marked` ends it."""
+    with (folder / log).open("w") as told:
+        subprocess.Popen(  # noqa: S603  our own arguments
+            [str(BIN / command), "--insecure", *words],
+            cwd=folder,
+            env=environment,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def flwr_run(
+    app: Path, run_config: str, environment: dict[str, str], folder: Path, *more: str
+) -> None:
+    """Start a run of an app on the SuperLink of `with_home`."""
+    subprocess.run(  # noqa: S603  our own arguments
+        [str(BIN / "flwr"), "run", str(app), "own", "--run-config", run_config, *more],
+        env=environment,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
 def on_flower(settings: dict[str, Any], nodes: int) -> Measured:
     """Run the same app by `flwr run` on Flower's simulation engine (Ray).
 
@@ -178,45 +218,17 @@ def on_flower(settings: dict[str, Any], nodes: int) -> Measured:
     """
     with tempfile.TemporaryDirectory() as name, marked() as (environment, memory), memory:
         folder, port = Path(name), free_port()
-        home = folder / "home"
-        home.mkdir()
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "own"\n\n[superlink.own]\n'
-            f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-        )
-        environment = environment | {"FLWR_HOME": str(home)}
-        log = (folder / "superlink.log").open("w")
-        subprocess.Popen(  # noqa: S603  our own arguments
-            [
-                *(str(BIN / "flower-superlink"), "--insecure", "--port", str(port)),
-                "--simulation",
-            ],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        environment = with_home(environment, folder, port)
+        words = ("--port", str(port), "--simulation")
+        start_flower("flower-superlink", words, environment, folder, "superlink.log")
         wait_for_port(port)
         out = folder / "run"
         told = {key.replace("_", "-"): value for key, value in settings.items()}
         text = " ".join(f"{key}={json.dumps(value)}" for key, value in told.items())
         start = time.time()
-        subprocess.run(  # noqa: S603  our own arguments
-            [
-                *(str(BIN / "flwr"), "run", str(ROOT), "own"),
-                *("--run-config", f"out={json.dumps(str(out))} {text}"),
-                *(
-                    "--federation-config",
-                    f"num-supernodes={nodes} client-resources-num-cpus=1",
-                ),
-            ],
-            env=environment,
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        engine = f"num-supernodes={nodes} client-resources-num-cpus=1"
+        run_config = f"out={json.dumps(str(out))} {text}"
+        flwr_run(ROOT, run_config, environment, folder, "--federation-config", engine)
         end = time.monotonic() + _WAIT_S
         while not (out / "result.json").exists():
             if time.monotonic() > end or _failed(out):

@@ -8,7 +8,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from simulations.benchmarks._federation_runs import BIN, free_port, marked, wait_for_port
+from simulations.benchmarks._federation_runs import (
+    flwr_run,
+    free_port,
+    marked,
+    start_flower,
+    wait_for_port,
+    with_home,
+)
 
 NODES = 3
 _WAIT_S = 900.0
@@ -84,40 +91,18 @@ def flower_seconds() -> float:
         (app / "empty" / "__init__.py").write_text("")
         (app / "empty" / "server_app.py").write_text(_SERVER.format(nodes=NODES, repeats=_REPEATS))
         (app / "empty" / "client_app.py").write_text(_CLIENT)
-        (folder / "home").mkdir()
-        (folder / "home" / "config.toml").write_text(
-            f'[superlink]\ndefault = "own"\n\n[superlink.own]\n'
-            f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-        )
-        environment = environment | {"FLWR_HOME": str(folder / "home")}
+        environment = with_home(environment, folder, port)
 
         def start(*words: str) -> None:
-            log = (folder / f"{words[0]}-{words[-1]}.log").open("w")
-            subprocess.Popen(  # noqa: S603  our own arguments
-                [str(BIN / words[0]), "--insecure", *words[1:]],
-                env=environment,
-                cwd=folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            log = f"{words[0]}-{words[-1]}.log"
+            start_flower(words[0], words[1:], environment, folder, log)
 
         start("flower-superlink", "--port", str(port))
         wait_for_port(port)
         for _ in range(NODES):
             link = ("--superlink", f"127.0.0.1:{port}")
             start("flower-supernode", *link, "--port", str(free_port()))
-        subprocess.run(  # noqa: S603  our own arguments
-            [
-                *(str(BIN / "flwr"), "run", str(app), "own"),
-                *("--run-config", f"out={json.dumps(str(out))}"),
-            ],
-            env=environment,
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        flwr_run(app, f"out={json.dumps(str(out))}", environment, folder)
         end = time.monotonic() + _WAIT_S
         while not out.exists():
             if time.monotonic() > end:
