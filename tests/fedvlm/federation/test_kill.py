@@ -53,6 +53,16 @@ def same_history(folder: Path) -> None:
         assert getattr(cut, key) == getattr(whole, key)
 
 
+def never_less(counts: list[dict[str, list]]) -> None:
+    """Check that no node's answers and no node's ε go down from one moment to the next."""
+    before: dict[str, list] = {}
+    for spent in counts:
+        for node, (answers, epsilon) in before.items():
+            assert spent[node][0] >= answers
+            assert spent[node][1] >= epsilon
+        before = spent
+
+
 def test_killed_20_times_under_example_level_dp(small_run, tmp_path):
     """The experiment's noise follows from the seed, so that the adapter can be compared."""
     settings = small_run | {
@@ -65,12 +75,7 @@ def test_killed_20_times_under_example_level_dp(small_run, tmp_path):
     whole, cut = vectors(tmp_path)
     assert np.abs(whole - cut).max() <= 1e-6
     same_history(tmp_path)
-    before: dict[str, list] = {}
-    for spent in [*told["spent"], told["end"]]:
-        for node, (answers, epsilon) in before.items():
-            assert spent[node][0] >= answers
-            assert spent[node][1] >= epsilon
-        before = spent
+    never_less([*told["spent"], told["end"]])
     for node, (answers, epsilon) in told["whole"].items():
         assert told["end"][node][0] >= answers
         assert told["end"][node][1] >= epsilon - 1e-9
@@ -81,12 +86,7 @@ def test_killed_under_real_noise_each_answer_is_paid_for(small_run, tmp_path):
     settings = small_run | {"dp": "example", "epsilon": 8.0, "delta": 1e-3, "rounds": 6}
     told = killed(tmp_path, settings, 8)
     assert told["code"] in (0, 3), told["log"]
-    before: dict[str, list] = {}
-    for spent in [*told["spent"], told["end"]]:
-        for node, (answers, epsilon) in before.items():
-            assert spent[node][0] >= answers
-            assert spent[node][1] >= epsilon
-        before = spent
+    never_less([*told["spent"], told["end"]])
     assert all(epsilon <= 8.0 for _, epsilon in told["end"].values())
     # What the server states covers what each node has counted on its own disk: it pays for a round
     # before it asks, and the nodes before they answer.

@@ -192,7 +192,7 @@ def test_a_node_trains_on_its_own_folder_whatever_the_run_names(own, small_run, 
     opened = []
     real = task.load_folder
     monkeypatch.setattr(task, "load_folder", lambda at: opened.append(at) or real(at))
-    config = config_from(small_run | {"data": "/etc", "model": "/root/secret", "rounds": 1})
+    config = config_from(small_run | {"data": "/etc", "model": "/srv/secret", "rounds": 1})
     reply = _ask(config, {"node": str(path)}, state=start)
     assert not reply.has_error(), reply.error
     assert opened == [path.parent / "pairs"]

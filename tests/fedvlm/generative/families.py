@@ -181,80 +181,83 @@ def _qwen_ids(tok) -> dict[str, int]:
     }
 
 
-def qwen2_vl():
+_QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 4,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+}
+_MROPE = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
+
+
+def _qwen(model, config_class, processor_class, rope, vision, **pixels):
     import transformers as t
 
     tok = _qwen_tokenizer()
-    rope = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
-    vision = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": 32,
-        "mlp_ratio": 2,
-        "num_heads": 4,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-    }
-    config = t.Qwen2VLConfig(
-        text_config={"vocab_size": len(tok), "rope_scaling": rope, **LM},
-        vision_config=vision,
+    config = config_class(
+        text_config={"vocab_size": len(tok), "rope_scaling": dict(rope), **LM},
+        vision_config=_QWEN_VISION | vision,
         **_qwen_ids(tok),
     )
-    pixels = t.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56 * 2)
-    processor = still(t.Qwen2VLProcessor)(pixels, tok, None, chat_template=tok.chat_template)
-    return t.Qwen2VLForConditionalGeneration, config, processor
+    processor = still(processor_class)(
+        t.Qwen2VLImageProcessorPil(**pixels), tok, None, chat_template=tok.chat_template
+    )
+    return model, config, processor
+
+
+def qwen2_vl():
+    import transformers as t
+
+    return _qwen(
+        t.Qwen2VLForConditionalGeneration,
+        t.Qwen2VLConfig,
+        t.Qwen2VLProcessor,
+        _MROPE,
+        {"embed_dim": 32, "mlp_ratio": 2},
+        min_pixels=28 * 28,
+        max_pixels=56 * 56 * 2,
+    )
 
 
 def qwen2_5_vl():
     import transformers as t
 
-    tok = _qwen_tokenizer()
-    rope = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-    }
-    config = t.Qwen2_5_VLConfig(
-        text_config={"vocab_size": len(tok), "rope_scaling": rope, **LM},
-        vision_config=vision,
-        **_qwen_ids(tok),
+    return _qwen(
+        t.Qwen2_5_VLForConditionalGeneration,
+        t.Qwen2_5_VLConfig,
+        t.Qwen2_5_VLProcessor,
+        _MROPE,
+        {
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        min_pixels=28 * 28,
+        max_pixels=56 * 56 * 2,
     )
-    pixels = t.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56 * 2)
-    processor = still(t.Qwen2_5_VLProcessor)(pixels, tok, None, chat_template=tok.chat_template)
-    return t.Qwen2_5_VLForConditionalGeneration, config, processor
 
 
 def qwen3_vl():
     import transformers as t
 
-    tok = _qwen_tokenizer()
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-    }
-    config = t.Qwen3VLConfig(
-        text_config={"vocab_size": len(tok), "rope_scaling": rope, **LM},
-        vision_config=vision,
-        **_qwen_ids(tok),
+    return _qwen(
+        t.Qwen3VLForConditionalGeneration,
+        t.Qwen3VLConfig,
+        t.Qwen3VLProcessor,
+        {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        {
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "patch_size": 16,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        patch_size=16,
+        min_pixels=32 * 32,
+        max_pixels=64 * 64 * 2,
     )
-    pixels = t.Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=64 * 64 * 2)
-    processor = still(t.Qwen3VLProcessor)(pixels, tok, None, chat_template=tok.chat_template)
-    return t.Qwen3VLForConditionalGeneration, config, processor
 
 
 def _idefics(model, config_class, pixels_class, processor_class, text, video: bool):
