@@ -193,11 +193,7 @@ def _base_model(config: Config, name: str) -> LoadedModel | LoadedGenerative:
         _placed.clear()
         model = load_any(name)
         if isinstance(model, LoadedGenerative):
-            if (device_of(config).type, config.training.dtype) != ("cpu", "float32"):
-                raise ConfigError(
-                    "models that answer are trained on the CPU in float32; set training.device = "
-                    '"cpu" and training.dtype = "float32"'
-                )
+            _check_place(config)
             return model
         _bases[key] = model
     if config.training.dtype != "float32" and _bases[key].vlm.hash_as_loaded is None:
@@ -207,6 +203,15 @@ def _base_model(config: Config, name: str) -> LoadedModel | LoadedGenerative:
     if config.training.loaders:
         setattr(model.processor, "loaders", config.training.loaders)  # noqa: B010
     return model
+
+
+def _check_place(config: Config) -> None:
+    """Refuse a device or a precision that models that answer are not trained on."""
+    if (device_of(config).type, config.training.dtype) != ("cpu", "float32"):
+        raise ConfigError(
+            'models that answer are trained on the CPU in float32; set training.device = "cpu" '
+            'and training.dtype = "float32"'
+        )
 
 
 def device_of(config: Config) -> torch.device:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedvlm.errors import ConfigError
 from fedvlm.models.processor import ImageInputs
@@ -253,16 +252,3 @@ class Redirect(Repair):
         kept = 1 - (vlm.encode_text(extras["keep"]) * extras["kept"]).sum(dim=-1)
         moved = 1 - (images * extras["image_safe"]).sum(dim=-1)
         return led + kept + extras["is_listed"] * moved
-
-
-def attribute_adversary_loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Return the cross-entropy that an adversary's head minimises and a model maximises.
-
-    Its head is learned from all examples together: it is refused under example-level DP, see
-    `fedvlm.mitigation.composition`.
-
-    Args:
-        logits: Shape (B, A).
-        attributes: Shape (B,), int64.
-    """
-    return F.cross_entropy(logits, attributes)

@@ -47,7 +47,8 @@ def sign_flip_p(differences: ArrayLike, rng: np.random.Generator, draws: int = 4
     """Return a two-sided p that paired differences are as often + as −.
 
     Fisher's randomisation test of the mean, with drawn signs:
-    p = (1 + #(abs(flipped) >= abs(mean))) / (1 + draws), which keeps its level at any number of draws.
+    p = (1 + #(abs(flipped) >= abs(mean))) / (1 + draws), which keeps its level at any number of
+    draws.
 
     Args:
         differences: Shape (C,), one a pair.
