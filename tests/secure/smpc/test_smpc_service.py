@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import queue
-import random
 import socket
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure.errors import ParameterError, PeerError, PolicyError, SecureError
+from secure.errors import ParameterError, PeerError, PolicyError
 from secure.random import SecureRandom
 from secure.smpc import (
     Folder,
@@ -24,22 +22,16 @@ from secure.smpc import (
     MaterialError,
     Owner,
     Query,
-    _material,
-    _wire,
     add_client,
     connect,
     make_identities,
 )
-from secure.smpc._channel import PairChannel
 from secure.smpc._open_parcels import OpenParcels
-from secure.smpc._query import requirements
 from secure.smpc._service import Turns
 from secure.smpc.dealer import Dealer, write_files
-from secure.smpc.parcels import Setup
-from tests.secure.smpc.serving import TIMEOUT, attempt, client_of, remote, run_dealer, run_owner
+from tests.secure.smpc.conversation import TOP, Endless, ask_dealer, converse, hello, raw
+from tests.secure.smpc.serving import TIMEOUT, client_of, remote, run_dealer, run_owner
 from tests.secure.smpc.tiny import tiny
-
-TOP = Query("top")
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +42,18 @@ def identities(tmp_path_factory):
     return folder
 
 
-def _raw(count=1):
-    return {"features": tiny()[1][:count]}
-
-
-def _frame(kind, sequence, body):
-    return _wire.header(kind, sequence, len(body)) + body
-
-
-def _ask_dealer(dealer, role, name, **request):
-    """Ask in this process, and return the answer's frames."""
-    inbox, outbox = queue.Queue(), queue.Queue()
-    body = _wire.pack_json({"program": tiny()[2].program.digest, **request})
-    inbox.put(_frame(_wire.JSON, 0, body))
-    dealer.answer(PairChannel(inbox, outbox, 1.0), role, name)
-    return [outbox.get()[_wire.HEADER_BYTES :] for _ in range(outbox.qsize())]
-
-
 def test_m6_one_certificate_with_hundreds_of_half_parcels_keeps_nobody_out(identities, tmp_path):
     plan = tiny()[2]
     dealer = Dealer(plan.program)
     for _ in range(400):
-        _ask_dealer(dealer, "client", b"attacker", ask="open", query=TOP.to_wire())
+        ask_dealer(dealer, "client", b"attacker", ask="open", query=TOP.to_wire())
     assert len(dealer.waiting) == 64
     with run_dealer(dealer, identities) as dealing:
         owner = Owner(plan, remote("server", dealing.port, identities))
         with run_owner(owner, identities) as serving:
             source = remote("client", dealing.port, identities)
             client = client_of(plan.program, source, serving.port, identities)
-            assert client.ask(_raw(), TOP).value.shape == (1, 1)
+            assert client.ask(raw(), TOP).value.shape == (1, 1)
             # Nothing is left of a session that went well, nor (for long) of one that didn't.
             assert len(dealer.waiting) == 64
             assert not source._held
@@ -86,12 +61,12 @@ def test_m6_one_certificate_with_hundreds_of_half_parcels_keeps_nobody_out(ident
 
 def test_m6_a_half_whose_client_died_expires():
     dealer = Dealer(tiny()[2].program, lifetime_s=0.05)
-    (answer,) = _ask_dealer(dealer, "client", b"a", ask="open", query=TOP.to_wire())
+    (answer,) = ask_dealer(dealer, "client", b"a", ask="open", query=TOP.to_wire())
     assert len(dealer.waiting) == 1
     time.sleep(0.1)
     assert len(dealer.waiting) == 0
     with pytest.raises(MaterialError, match="has expired"):
-        _ask_dealer(
+        ask_dealer(
             dealer,
             "server",
             b"s",
@@ -148,7 +123,7 @@ def test_m6_idle_connections_without_a_certificate_end_nothing_and_keep_nobody_o
         for _ in range(60):
             stack.enter_context(socket.create_connection(("127.0.0.1", serving.port), TIMEOUT))
         client = client_of(plan.program, Folder(tmp_path / "client", 1), serving.port, identities)
-        assert client.ask(_raw(), TOP).value.shape == (1, 1)
+        assert client.ask(raw(), TOP).value.shape == (1, 1)
         # Four that say nothing are left, the others were dropped for newer ones.
         assert threading.active_count() <= before + limits.handshakes + 1
         assert sum("refused" in line for line in log) >= 50
@@ -231,18 +206,18 @@ def test_m6_a_restarted_dealer_is_taken_on_by_a_running_owner(identities):
         serving = run_owner(owner, identities)
         source = remote("client", first.port, identities)
         client = client_of(plan.program, source, serving.port, identities)
-        expected = client.ask(_raw(), TOP).value
+        expected = client.ask(raw(), TOP).value
     with serving:
         with pytest.raises(PeerError, match="no link to the dealer"):
-            client.ask(_raw(), TOP)
+            client.ask(raw(), TOP)
         masks = owner._masked
         with run_dealer(Dealer(plan.program), identities, first.port):
-            assert torch.equal(client.ask(_raw(), TOP).value, expected)
+            assert torch.equal(client.ask(raw(), TOP).value, expected)
             assert owner._masked.setup.key != masks.setup.key
             assert not torch.equal(
                 owner._masked.weights["head.weight"], masks.weights["head.weight"]
             )
-            assert torch.equal(client.ask(_raw(), TOP).value, expected)
+            assert torch.equal(client.ask(raw(), TOP).value, expected)
 
 
 def test_m6_clients_that_stall_hold_half_of_the_turns_and_for_so_long_only(identities, tmp_path):
@@ -258,7 +233,7 @@ def test_m6_clients_that_stall_hold_half_of_the_turns_and_for_so_long_only(ident
             stack.callback(stalled.close)
         client = client_of(plan.program, Folder(tmp_path / "client", 1), serving.port, identities)
         start = time.monotonic()
-        assert client.ask(_raw(), TOP).value.shape == (1, 1)
+        assert client.ask(raw(), TOP).value.shape == (1, 1)
         assert time.monotonic() - start < 2.0
         end = time.monotonic() + TIMEOUT
         while sum("took over 2 s" in line for line in log) < 3 and time.monotonic() < end:
@@ -289,7 +264,7 @@ def test_m6_large_queries_are_refused_by_dealer_and_owner(identities, tmp_path):
     dealer = Dealer(plan.program, limits=Limits(batch=2, labels=3))
     owner = Owner(
         plan,
-        _Endless(plan.program),
+        Endless(plan.program),
         embed_labels=len,  # never asked
         reveals=("top", "scores"),
         limits=Limits(batch=2, labels=3),
@@ -299,9 +274,9 @@ def test_m6_large_queries_are_refused_by_dealer_and_owner(identities, tmp_path):
         (Query("top", labels=256), "at most 3 labels here, this one has 256"),
     ]:
         with pytest.raises(PolicyError, match=message):
-            _ask_dealer(dealer, "client", b"a", ask="open", query=query.to_wire())
+            ask_dealer(dealer, "client", b"a", ask="open", query=query.to_wire())
         with pytest.raises(PolicyError, match=message):
-            _answer(owner, [_hello(query, ["x"] * query.labels)])
+            converse(owner, [hello(query, ["x"] * query.labels)])
     for bad in ({"batch": 0}, {"labels": 257}, {"at_once": True}, {"session_s": float("nan")}):
         with pytest.raises(ParameterError):
             Limits(**bad)
@@ -317,207 +292,6 @@ def test_m8_a_peers_reason_is_repeated_once_and_not_sent_back(identities):
         with run_owner(owner, identities, log.append) as serving:
             client = client_of(plan.program, source, serving.port, identities)
             with pytest.raises(PeerError) as caught:
-                client.ask(_raw(), Query("scores"))
+                client.ask(raw(), Query("scores"))
     assert str(caught.value) == "the server stopped: this owner doesn't reveal 'scores'"
     assert log == ["stopped: this owner doesn't reveal 'scores'"]
-
-
-class _Endless:
-    """A source that deals for any parcel: for fuzzing."""
-
-    def __init__(self, program):
-        self._setup = Setup.draw(program, SecureRandom())
-        self._masks = self._setup.masks(program)
-
-    def setup(self, program):
-        return self._setup
-
-    def claim(self, program, query, setup, parcel):
-        items = requirements(program, query).items
-        return _material.deal_pair(items, self._masks, SecureRandom())[0]
-
-
-def _hello(query=TOP, labels=(), **other):
-    from secure.smpc import _tables
-
-    return _frame(
-        _wire.JSON,
-        0,
-        _wire.pack_json(
-            {
-                "protocol": 1,
-                "program": tiny()[2].program.digest,
-                "tables": _tables.fingerprint(),
-                "query": query.to_wire(),
-                "labels": list(labels),
-                "parcel": "00" * 16,
-                **other,
-            }
-        ),
-    )
-
-
-def _answer(owner, frames):
-    inbox, outbox = queue.Queue(), queue.Queue()
-    for frame in frames:
-        inbox.put(frame)
-    inbox.put(None)
-    owner.answer(PairChannel(inbox, outbox, 1.0))
-
-
-def _mangle(frames, draw):
-    """Change one thing about a conversation."""
-    frames = list(frames)
-    at = draw.randrange(len(frames)) if draw.random() < 0.5 else draw.randrange(min(3, len(frames)))
-    frame = bytearray(frames[at])
-    kind = draw.randrange(6)
-    if kind == 0:
-        frame[draw.randrange(len(frame))] ^= 1 << draw.randrange(8)
-    elif kind == 1:
-        frame = frame[: draw.randrange(len(frame))]
-    elif kind == 2:
-        frame += draw.randbytes(draw.randrange(1, 40))
-    elif kind == 3:
-        other = draw.randrange(len(frames))
-        frames[other], frame = bytes(frame), bytearray(frames[other])
-    elif kind == 4:
-        frame = bytearray(draw.randbytes(draw.randrange(60)))
-    else:
-        body = draw.choice([b"{}", b"[]", b'{"weights": 5}', b"[" * 5000, b'{"a": 1e999}', b"\xff"])
-        frame = bytearray(_frame(_wire.JSON, at, body))
-    frames[at] = bytes(frame)
-    return frames
-
-
-def test_m6_m8_whatever_a_client_sends_the_owner_ends_with_its_own_errors():
-    plan = tiny()[2]
-    needs = requirements(plan.program, TOP)
-    draw = random.Random(6)
-    owner = Owner(plan, _Endless(plan.program))
-    # A conversation of the right form; what its words say doesn't matter.
-    honest = _record(owner, plan)
-    assert len(honest) >= needs.client.rounds // 2
-    refused = 0
-    for _ in range(60):
-        frames = _mangle(honest, draw)
-        _, error = attempt(lambda sent=frames: _answer(owner, sent))
-        refused += error is not None
-        assert error is None or str(error).isprintable()
-    assert refused > 30
-
-
-class _Recording(PairChannel):
-    """Remembers what the client sent."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.frames = []
-
-    def _transfer(self, out, expect):
-        if out:
-            self.frames.append(bytes(out))
-        return super()._transfer(out, expect)
-
-
-class _Shared(_Endless):
-    """Deals to both parties of one process."""
-
-    def __init__(self, program):
-        super().__init__(program)
-        self.halves = []
-
-    def choose(self, program, query):
-        items = requirements(program, query).items
-        self.halves = list(_material.deal_pair(items, self._masks, SecureRandom()))
-        return bytes(16)
-
-    def claim(self, program, query, setup, parcel):
-        return self.halves.pop(0)
-
-    def discard(self, parcel):
-        pass
-
-
-def _record(owner, plan):
-    from secure.smpc import Client
-
-    shared = _Shared(plan.program)
-    owner = Owner(plan, shared)
-    left, right = queue.Queue(), queue.Queue()
-    server, link = PairChannel(left, right, 5.0), _Recording(right, left, 5.0)
-    thread = threading.Thread(target=owner.answer, args=(server,), daemon=True)
-    thread.start()
-    Client(plan.program, shared, lambda: link).ask(_raw(), TOP)
-    thread.join(TIMEOUT)
-    return link.frames
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "ask": st.sampled_from(["open", "setup", "parcel", "x"]) | json_values,
-            "program": json_values,
-            "query": json_values | st.just(TOP.to_wire()),
-            "parcel": json_values | st.just("00" * 16),
-            "setup": json_values,
-        },
-    ),
-    st.sampled_from(["server", "client"]),
-)
-def test_m6_m8_whatever_a_party_asks_the_dealer_ends_with_its_own_errors(request, role):
-    dealer = _fuzzed_dealer()
-    _, error = attempt(lambda: _ask_dealer(dealer, role, b"fuzz", **request))
-    assert error is None or str(error).isprintable()
-    assert len(dealer.waiting) <= 64
-
-
-_dealers = []
-
-
-def _fuzzed_dealer():
-    if not _dealers:
-        _dealers.append(Dealer(tiny()[2].program))
-    return _dealers[0]
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            name: json_values
-            for name in ("protocol", "program", "tables", "query", "labels", "parcel")
-        },
-    )
-)
-def test_m6_m8_whatever_a_client_says_first_is_answered_or_refused(changes):
-    owner = _fuzzed_owner()
-    with contextlib.suppress(SecureError):
-        _answer(
-            owner,
-            [
-                _hello(**changes)
-                if "query" not in changes and "labels" not in changes
-                else _frame(_wire.JSON, 0, _wire.pack_json(changes))
-            ],
-        )
-
-
-_owners = []
-
-
-def _fuzzed_owner():
-    if not _owners:
-        _owners.append(Owner(tiny()[2], _Endless(tiny()[2].program)))
-    return _owners[0]
