@@ -52,7 +52,7 @@ def _ignore(entry: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
-    """Silence Flower for the rounds; its logger is also that of other runs in this process.
+    """Silence Flower for a while; its logger is also that of other runs in this process.
 
     It logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     """
@@ -75,7 +75,8 @@ def _federate(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None, NDArray[np.float32]]:
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
-    inner, rule = inner_strategy(config), rule_of(config, view.layout)
+    with _quiet_flower():
+        inner, rule = inner_strategy(config), rule_of(config, view.layout)
     roll = Roll(
         config.nodes,
         facts=facts_of(task),
