@@ -7,7 +7,7 @@ from markupsafe import Markup
 from fedvlm.reporting import comparison as keys
 from fedvlm.reporting.charts import Figure, Mark, Point, intervals_chart, scatter_chart
 from fedvlm.reporting.charts import Row as Drawn
-from fedvlm.reporting.charts.figure import NARROW, Picture, both
+from fedvlm.reporting.charts.figure import SMALL, Picture, both
 from fedvlm.reporting.comparison import Cell as Measured
 from fedvlm.reporting.comparison import Column, Comparison, Grid, Row
 from fedvlm.reporting.facts import VANTAGES, Score
@@ -20,6 +20,8 @@ from fedvlm.reporting.numbers import (
     percent,
     round_percent,
     size,
+    size_tick,
+    tick,
 )
 from fedvlm.reporting.svg import top_of
 
@@ -114,8 +116,8 @@ def vantage_figure(table: Comparison) -> Figure | None:
             intervals_chart(
                 f"{vantage}: " + "; ".join(f"{row.name} {row.value}" for row in rows),
                 rows,
-                lambda value: decimal(value, 1),
-                width=NARROW,
+                tick,
+                width=SMALL,
                 low=low,
                 high=1,
                 references=(("guessing", 0.5),),
@@ -157,7 +159,7 @@ def privacy_figure(table: Comparison) -> Figure | None:
         ("Privacy and utility", "Up and to the left is better: much learned, little leaked."),
         "AUC of the best attack, from wherever it is best",
         x=(min(0.5, *(p.x for p in points)), 1.0),
-        show=lambda value: decimal(value, 1),
+        show=tick,
     )
 
 
@@ -179,7 +181,7 @@ def bytes_figure(table: Comparison) -> Figure | None:
         ("Bytes and accuracy", "Up and to the left is better. The axis across is logarithmic."),
         "upload of a client in a round",
         x=(min(xs) / 1.3, max(xs) * 1.3),
-        show=size,
+        show=size_tick,
         log=True,
     )
 

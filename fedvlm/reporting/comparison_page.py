@@ -110,7 +110,7 @@ def _sentence(table: Comparison) -> str:
     names = {row.name for row in table.rows}
     told = f"{len(names)} {'protection' if len(names) == 1 else 'protections'}"
     if adapters:
-        told += f" of {', '.join(adapters)}"
+        told += f", {'adapter' if len(adapters) == 1 else 'adapters'} {', '.join(adapters)},"
     config = config_of(table.config)
     told += f" on “{name_of(config.data.source)}”, over {config.data.clients} clients and "
     told += f"{config.training.rounds} {'round' if config.training.rounds == 1 else 'rounds'}"

@@ -134,9 +134,24 @@ def power(value: Any) -> str:
     return ten if front == "1" else f"{front}·{ten}"
 
 
+def tick(value: float) -> str:
+    """Return a value of an axis, with the digits that it has and no more.
+
+    Example:
+        >>> tick(0.15000000000000002), tick(-1.0)
+        ('0.15', '−1')
+    """
+    return f"{round(value, 6):g}".replace("-", "−")
+
+
+def size_tick(value: float) -> str:
+    """Return bytes on an axis: without digits that say nothing."""
+    return size(value).replace(".00", "").replace(".0", "")
+
+
 def between(low: str, high: str) -> str:
     """Return an interval of two formatted ends; empty where there is none."""
-    return "" if NONE in (low, high) else f"[{low}, {high}]"
+    return "" if NONE in (low, high) else f"[{low},\u00a0{high}]"
 
 
 def plain(value: Any) -> str:

@@ -49,7 +49,7 @@ def render(page: Page, *, live: bool = False) -> str:
     style, script = _source("page.css"), _source("page.js")
     if live:
         script += _source(_LIVE)
-    policy = f"default-src 'none'; style-src 'sha256-{_hash(style)}'; "
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{_hash(style)}'; "
     policy += f"script-src 'sha256-{_hash(script)}'; base-uri 'none'; form-action 'none'"
     if live:
         policy += "; connect-src 'self'"

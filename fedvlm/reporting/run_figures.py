@@ -18,7 +18,7 @@ from fedvlm.reporting.charts import (
 )
 from fedvlm.reporting.charts.figure import NARROW, SMALL, Picture, both
 from fedvlm.reporting.facts import VANTAGES, Facts, Score
-from fedvlm.reporting.numbers import decimal, finite, percent, round_percent
+from fedvlm.reporting.numbers import decimal, finite, percent, round_percent, tick
 from fedvlm.reporting.svg import top_of
 
 ELSEWHERE = {
@@ -192,7 +192,7 @@ def vantage_figure(facts: Facts) -> Figure | None:
                 intervals_chart(
                     f"{head}: best attack {rows[0].get('attack')}, AUC {decimal(rows[0]['auc'])}",
                     drawn,
-                    lambda value: decimal(value, 1),
+                    tick,
                     width=SMALL,
                     low=low,
                     high=1,
@@ -301,7 +301,7 @@ def trust_figure(facts: Facts) -> Figure | None:
                 intervals_chart(
                     f"{pillar}: " + "; ".join(f"{row.name} {row.value}" for row in rows),
                     rows,
-                    lambda value: decimal(value, 1),
+                    tick,
                     width=NARROW,
                     low=min([0.0, *ends]),
                     high=max([0.0, *ends]),
@@ -316,4 +316,5 @@ def trust_figure(facts: Facts) -> Figure | None:
         "Hollow: zero-shot. Filled: this run. Bars: 95 % intervals over concepts. In bold: the "
         "pillar's primary measure.",
         tuple(pictures),
+        two=True,
     )

@@ -19,8 +19,8 @@ from fedvlm.reporting.view import Cell, Head, Note, Notes, Table, number_cell
 
 _PARTS = {
     "test": "test",
-    "ood": "a domain that nobody holds",
-    "withheld": "concepts that nobody holds",
+    "ood": "unseen domain",
+    "withheld": "unseen concepts",
     "retention": "public concepts",
 }
 _AT_10, _AT_1, _AT_01 = 0.1, 0.01, 0.001

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-FONT = 13
+_LETTER = 6.7  # width of a letter, about
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Markup:
@@ -143,6 +143,22 @@ def top_of(values: Sequence[float], least: float = 0.1, most: float = 1.0) -> fl
     highest = max([least, *values])
     step = nice_step(highest / 4)
     return min(most, step * math.ceil(highest * 1.02 / step))
+
+
+def fitted(words: str, room: float) -> str:
+    """Shorten words to the room that there is, in pixels; what stands behind a comma is kept.
+
+    Example:
+        >>> fitted("example DP, own noise, ε = 8", 110)
+        'example …, ε = 8'
+    """
+    most = max(6, int(room / _LETTER))
+    if len(words) <= most:
+        return words
+    head, comma, tail = words.rpartition(", ")
+    if comma and len(tail) < most - 4:
+        return f"{head[: most - len(tail) - 3]}…, {tail}"
+    return words[: most - 1].rstrip() + "…"
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -41,12 +41,12 @@ def gain(before: Score | None, after: Score | None) -> str:
     return told
 
 
-def leak(best: Attack | None) -> str:
-    """Say how well members are told apart from a vantage."""
+def leak(best: Attack | None, where: str) -> str:
+    """Say how well members are told apart from a vantage; where it is, in words."""
     if best is None:
         return ""
-    told = f"membership AUC {decimal(best.auc.value)}"
-    return told if best.better_than_guessing else f"{told}, which guessing may reach too,"
+    told = f"membership AUC {decimal(best.auc.value)} {where}"
+    return told if best.better_than_guessing else f"{told}, which guessing may reach too"
 
 
 def saw(facts: Facts) -> str:
@@ -86,17 +86,16 @@ def verdict(facts: Facts) -> str:
     scored = gain(facts.before, facts.after)
     if scored and facts.on_nodes:
         scored += " on what the nodes held out"
-    there = leak(best.get(facts.server))
+    there = leak(best.get(facts.server), "from there")
     others = [one for key, one in best.items() if key != facts.server]
-    elsewhere = ""
     if not there and others:
         worst = max(others, key=lambda one: one.auc.value)
-        elsewhere = f"{leak(worst)} for the {VANTAGES[worst.vantage]}"
+        there = leak(worst, f"for the {VANTAGES[worst.vantage]}")
     halves = [
         _abandoned(facts),
         scored,
         saw(facts),
-        f"{there} from there" if there else elsewhere,
+        there,
         claim(facts),
     ]
     told = "; ".join(half for half in halves if half)

@@ -7,6 +7,8 @@ from typing import ClassVar
 from fedvlm.reporting.charts.figure import Figure
 from fedvlm.reporting.numbers import NONE, between
 
+_BROAD = 8  # columns
+
 
 @dataclass(frozen=True)
 class Head:
@@ -67,7 +69,12 @@ class Table:
     @property
     def stacks(self) -> bool:
         """Whether rows become cards on a phone, which it is too wide for."""
-        return len(self.heads) > 3
+        return 3 < len(self.heads) <= _BROAD
+
+    @property
+    def broad(self) -> bool:
+        """Whether it may be wider than the text, and scrolls by itself where it still is."""
+        return len(self.heads) > _BROAD
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ class Figure:
         title: What is seen, in a few words.
         caption: How to read it.
         pictures: One, or several small ones.
+        two: Whether small ones are wide, so that only two stand beside each other.
     """
 
     title: str
     caption: str
     pictures: tuple[Picture, ...]
+    two: bool = False
 
     @property
     def small(self) -> bool:

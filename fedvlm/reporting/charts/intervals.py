@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fedvlm.reporting.facts import Score
-from fedvlm.reporting.svg import Scale, dot, line, picture, text
+from fedvlm.reporting.svg import Scale, dot, fitted, line, picture, text
 
 _ROW, _TOP, _BOTTOM = 30.0, 8.0, 26.0
-_LETTER = 6.7  # width of a letter, about
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Row:
     value: str = ""
     why_not: str = ""
     strong: bool = False
-
-
-def _fits(words: str, room: float) -> str:
-    most = max(4, int(room / _LETTER))
-    return words if len(words) <= most else words[: most - 1].rstrip() + "…"
 
 
 def intervals_chart(
@@ -94,11 +88,11 @@ def intervals_chart(
         y = head + step * number + step / 2 + (8 if above else 0)
         kind = "label strong" if row.strong else "label"
         if above:
-            parts.append(text(8, y - 19, _fits(row.name, width - 8), kind))
+            parts.append(text(8, y - 19, fitted(row.name, width - 8), kind))
         else:
-            parts.append(text(0, y, _fits(row.name, (left or 0) - 12), kind))
+            parts.append(text(0, y, fitted(row.name, (left or 0) - 12), kind))
         if row.why_not:
-            parts.append(text(x.start, y, _fits(row.why_not, width - x.start), "tick"))
+            parts.append(text(x.start, y, fitted(row.why_not, width - x.start), "tick"))
             continue
         parts += _drawn(row, x, y)
         if row.value:

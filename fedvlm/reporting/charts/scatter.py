@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fedvlm.reporting.svg import Scale, dot, line, picture, spread, text
+from fedvlm.reporting.svg import Scale, dot, fitted, line, picture, spread, text
 
 _LEFT, _TOP, _BOTTOM, _GAP = 52.0, 14.0, 44.0, 16.0
 
@@ -60,7 +60,10 @@ def scatter_chart(
     for value in up.ticks(5):
         parts.append(line(across.start, up(value), across.end, up(value), "grid"))
         parts.append(text(across.start - 8, up(value), written[1](value), "tick", "end"))
-    for value in across.ticks(5 if width > 500 else 2):
+    marks = across.ticks(5)
+    if width < 500 and len(marks) > 2:
+        marks = [marks[0], marks[-1]]
+    for value in marks:
         parts.append(line(across(value), up.start, across(value), up.end, "grid"))
         parts.append(
             text(across(value), height - _BOTTOM + 14, written[0](value), "tick", "middle")
@@ -72,10 +75,8 @@ def scatter_chart(
         parts.append(line(across.start, up(value), across.end, up(value), "reference"))
     ends += [(one.name, across(one.x), up(one.y), "label") for one in points]
     places = spread([place for _, _, place, _ in ends], _GAP, _TOP, height - _BOTTOM)
-    room = int((margin - 24) / 6.7)
     for (name, at, wanted, kind), place in zip(ends, places, strict=True):
         parts.append(line(at, wanted, across.end + 12, place, "leader"))
-        told = name if len(name) <= room else name[: room - 1].rstrip() + "…"
-        parts.append(text(across.end + 16, place, told, kind))
+        parts.append(text(across.end + 16, place, fitted(name, margin - 18), kind))
     parts += [dot(across(one.x), up(one.y), one.told, "spot", 4.5) for one in points]
     return picture(width, height, label, *parts)
