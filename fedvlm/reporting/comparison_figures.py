@@ -47,7 +47,8 @@ def writer_of(column: Column, cell: Measured | None = None) -> Callable[[float |
 def label_of(row: Row, grid: Grid) -> str:
     """Return a row's name, with its adapter where there are several."""
     several = len({each.adapter for each in grid.rows}) > 1
-    return f"{row.name}, {row.adapter}" if several and row.adapter else row.name
+    told = f"{row.name}, {row.adapter}" if several and row.adapter else row.name
+    return told.replace(" = ", "\u00a0=\u00a0")
 
 
 def _score(row: Row, key: str) -> Score | None:

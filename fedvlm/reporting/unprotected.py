@@ -149,7 +149,9 @@ def _noise(facts: Facts) -> list[Gap]:
                     "Each client adds a share of the noise, too little to hide by itself.",
                 )
             )
-    told = [str(name).replace("_", " ") for name in privacy.get("outside_epsilon") or []]
+    outside = privacy.get("outside_epsilon")
+    names = outside if isinstance(outside, list) else []
+    told = [str(name).replace("_", " ") for name in names]
     if told:
         gaps.append(
             Gap(
