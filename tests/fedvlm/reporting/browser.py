@@ -1,6 +1,7 @@
 """A headless Chromium spoken to over a pipe: nothing but the browser and the standard library."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -27,18 +28,21 @@ class Browser:
         self.problems: list[str] = []
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         ours, theirs = os.pipe(), os.pipe()
-        flags = f"--headless=new --remote-debugging-pipe --no-sandbox --disable-gpu --no-first-run \
-            --hide-scrollbars --disable-dev-shm-usage --disable-background-networking \
-            --user-data-dir={self._profile.name} about:blank"
+        # Above what the shell gives new meanings to.
+        reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (ours[0], theirs[1]))
+        flags = (
+            "--headless=new --remote-debugging-pipe --no-sandbox --disable-gpu --no-first-run "
+            "--hide-scrollbars --disable-dev-shm-usage --disable-background-networking "
+            f"--user-data-dir={self._profile.name} about:blank"
+        )
         self._process = subprocess.Popen(
-            f"exec {program} {flags} 3<&{ours[0]} 4>&{theirs[1]}",
-            shell=True,
-            pass_fds=(ours[0], theirs[1]),
+            ["bash", "-c", f"exec {program} {flags} 3<&{reads} 4>&{writes}"],
+            pass_fds=(reads, writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(ours[0])
-        os.close(theirs[1])
+        for end in (ours[0], theirs[1], reads, writes):
+            os.close(end)
         self._out, self._in = ours[1], os.fdopen(theirs[0], "rb")
         self._number, self._session = 0, None
         self._left = b""
@@ -97,6 +101,7 @@ class Browser:
 
     def open(self, url: str, width: int = 1280, dark: bool = False) -> None:
         """Open an address at a width, light or dark, and wait until it is loaded."""
+        self.problems.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
