@@ -80,7 +80,7 @@ def rounds_figure(facts: Facts) -> Figure | None:
     return Figure(
         f"{what}, by round",
         "Dashed: what it is to be read against, on the same test."
-        + (" Shaded: the 95 % interval over test items." if banded else ""),
+        + (" Shaded: the 95 % interval over test images." if banded else ""),
         (both(draw),),
     )
 

@@ -72,7 +72,7 @@ def gains_table(facts: Facts) -> Table | None:
         heads,
         [[row[0], *(row[n + 1] for n in used)] for row in rows],
         strong,
-        "Small: 95 % intervals over test items."
+        "Small: 95 % intervals over test images."
         if any(cell.sub for row in rows for cell in row)
         else "",
     )

@@ -112,8 +112,9 @@ def test_no_serious_fault_of_accessibility(browser, written, name, width, dark):
     browser.run(OPEN)
     browser.run(Path(str(find_axe())).read_text())
     found = browser.run(
-        "axe.run().then((told) => told.passes.length < 15 ? ['nothing was checked'] : told.violations.filter((one) => ['serious', 'critical']."
-        "includes(one.impact)).map((one) => one.id + ': ' + one.nodes[0].html))"
+        "axe.run().then((told) => told.passes.length < 15 ? ['nothing was checked'] : "
+        "told.violations.filter((one) => ['serious', 'critical'].includes(one.impact))"
+        ".map((one) => one.id + ': ' + one.nodes[0].html))"
     )
     assert found == []
 
