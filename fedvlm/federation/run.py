@@ -43,6 +43,8 @@ from fedvlm.federation.transcript import Transcript
 if TYPE_CHECKING:
     from secure.aggregation import Roster
 
+_OF_A_RUN = ("result.json", "audit.json", "audit-roc.png", "trust.json", "trust.md", "report.html")
+
 OnRound = Callable[[dict[str, Any]], None]
 
 
@@ -178,7 +180,7 @@ def check_writable(out: Path) -> None:
 
 def _clear(out: Path) -> None:
     """Take away what an earlier run left in a folder: nothing of it may pass for this one's."""
-    for name in ("result.json", "checkpoint.npz"):
+    for name in (*_OF_A_RUN, "checkpoint.npz"):
         try:
             (out / name).unlink(missing_ok=True)
         except OSError as error:
