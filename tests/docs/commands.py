@@ -2,22 +2,19 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import re
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
+
+import typer
 
 from tests.docs.pages import ROOT
 
-# Commands whose words go on to another program's parser: argparse's, and typer's.
-PARSERS = {
-    "dealer": "secure.smpc.dealer",
-    "he-serve": "secure.he.serve",
-    "he-query": "secure.he.query",
-}
-APPS = {"privacy": "fedvlm.privacy.cli", "infer": "fedvlm.inference.cli"}
 # Words that stand for what the reader puts there.
 OPEN = re.compile(r"…|^\.\.\.$|^[A-Z][A-Z_.]*$|\|")
 
@@ -59,28 +56,50 @@ def of_module(module: str, rest: list[str]) -> str:
         return f"no module {module}"
 
 
-def of_fedvlm(words: list[str]) -> str:
-    """Walk through groups to the command, and parse its options and settings."""
-    import typer
+class _Stopped(Exception):  # noqa: N818
+    """Where a program would begin to read its arguments."""
 
+
+def of_fedvlm(words: list[str]) -> str:
     from fedvlm.cli import app
 
-    command, group = typer.main.get_command(app), ""
+    return of_group(typer.main.get_command(app), words)
+
+
+def of_group(command: Any, words: list[str]) -> str:
+    """Walk through groups to the command, and parse its options and settings."""
     while hasattr(command, "commands"):
         while words and words[0].startswith("-"):
             words = words[1:]
         if not words:
             return ""
-        name = words[0]
-        if name in PARSERS:
-            return of_parser(PARSERS[name], words[1:])
-        if name not in command.commands:  # pyright: ignore
-            return "" if OPEN.search(name) else f"no command {name!r}"
-        command, words = command.commands[name], words[1:]  # pyright: ignore
+        if words[0] not in command.commands:
+            return "" if OPEN.search(words[0]) else f"no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
         if command.context_settings.get("ignore_unknown_options"):
-            words = words if name in APPS else [name, *words]
-            command = typer.main.get_command(import_module(APPS[group or name]).app)
-        group = name
+            return handed_on(command, words)
+    return of_options(command, words)
+
+
+def handed_on(command: Any, words: list[str]) -> str:
+    """Let a command that hands its words on do so, and stop where they would be read."""
+    found: list[Any] = []
+
+    def stop(self, arguments, *_, **__):
+        found.extend((self, arguments))
+        raise _Stopped
+
+    reading = mock.patch.object(argparse.ArgumentParser, "parse_args", stop)
+    calling = mock.patch.object(typer.Typer, "__call__", stop)
+    with reading, calling, contextlib.suppress(_Stopped):
+        inspect.unwrap(command.callback)(SimpleNamespace(args=list(words)))
+    parser, rest = found
+    if isinstance(parser, typer.Typer):
+        return of_group(typer.main.get_command(parser), list(rest))
+    return of_parser(parser, list(rest))
+
+
+def of_options(command: Any, words: list[str]) -> str:
     known = {each for one in command.params for each in (*one.opts, *one.secondary_opts)}
     given = {each.split("=")[0] for each in words if each.startswith("--")}
     if given - known - {"--help"}:
@@ -90,41 +109,28 @@ def of_fedvlm(words: list[str]) -> str:
     try:
         context = command.make_context(command.name, list(words))
     except Exception as error:
-        text = str(getattr(error, "format_message", lambda: error)())
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
         # Which files are there is not the question, and a command in a sentence may be cut short.
         return "" if "does not exist" in text or text.startswith("Missing") else text
     return of_settings(context.params.get("settings") or [])
 
 
-class _Stopped(Exception):  # noqa: N818
-    """Where a program would begin to read its arguments."""
-
-
-def of_parser(module: str, words: list[str]) -> str:
-    """Let the parser of a program read the words, and nothing else of it run."""
-    found: list[argparse.ArgumentParser] = []
-
-    def stop(self, *_):
-        found.append(self)
-        raise _Stopped
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.suppress(_Stopped):
-        import_module(module).main([])
-    parsers = [found[0]]
-    for action in found[0]._actions:
+def of_parser(parser: argparse.ArgumentParser, words: list[str]) -> str:
+    parsers = [parser]
+    for action in parser._actions:
         if isinstance(action.choices, dict):
             parsers += action.choices.values()
-    known = {name for parser in parsers for name in parser._option_string_actions}
+    known = {name for one in parsers for name in one._option_string_actions}
     given = {each.split("=")[0] for each in words if each.startswith("--")}
     if given - known:
         return f"no option {sorted(given - known)}"
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            found[0].parse_args(words)
+            parser.parse_args(words)
     except SystemExit as end:
-        text = said.getvalue().strip().splitlines()[-1:] or [""]
-        return "" if not end.code or "are required" in text[0] else text[0]
+        text = (said.getvalue().strip().splitlines() or [""])[-1]
+        return "" if not end.code or "are required" in text else text
     return ""
 
 

@@ -4,7 +4,7 @@ A comment in front of a block says what a test has to know:
 
 - `<!-- not run: why -->`: it needs what a test machine lacks. Its imports and commands are still
   looked up.
-- `<!-- run by: tests/… -->`: the test that runs these lines, by another way than in an empty folder.
+- `<!-- run by: tests/… -->`: the test that runs these lines in another way.
 - `<!-- slow -->`: Python that takes more than a few seconds.
 - `<!-- given: NAME … -->`: files that the reader has; see `givens.py`.
 - `<!-- terminals: PORT … -->`: each command runs on, until the page ends; they listen there.

@@ -20,7 +20,9 @@ def test_no_command_hides_in_an_indented_block():
         fenced = False
         for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
             fenced ^= line.lstrip().startswith("```")
-            if not fenced and line.startswith(("    fedvlm ", "    python ", "    $ ", "    make ")):
+            if not fenced and line.startswith(
+                ("    fedvlm ", "    python ", "    $ ", "    make ")
+            ):
                 hidden.append(f"{page.name}:{number}")
     assert not hidden
 
@@ -46,7 +48,9 @@ def test_commands_in_blocks_exist():
 def test_commands_in_sentences_exist():
     found = inline_commands()
     assert len(found) > 40
-    wrong = {f"{where}: {' '.join(words)}": why for where, words in found if (why := problem(words))}
+    wrong = {
+        f"{where}: {' '.join(words)}": why for where, words in found if (why := problem(words))
+    }
     assert not wrong
 
 
@@ -58,7 +62,8 @@ def test_python_that_is_not_run_parses_and_finds_its_imports():
         imports = [
             node
             for node in tree.body
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("fedvlm", "secure"))
+            if isinstance(node, ast.ImportFrom)
+            and str(node.module).startswith(("fedvlm", "secure"))
         ]
         exec(compile(ast.Module(imports, []), block.where, "exec"), {})
 
