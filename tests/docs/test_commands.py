@@ -1,6 +1,7 @@
 """Every command that a page names exists, with the options and settings that it names."""
 
 import ast
+import re
 
 import pytest
 
@@ -33,6 +34,8 @@ def test_what_is_not_run_says_why_or_by_whom():
             assert (ROOT / block.notes["run by"]).is_file(), block.where
         if "not run" in block.notes:
             assert len(block.notes["not run"]) > 10, block.where
+            for path in re.findall(r"tests/[\w/]+(?:\.py)?", block.notes["not run"]):
+                assert (ROOT / path).exists(), f"{block.where}: {path}"
 
 
 def test_commands_in_blocks_exist():

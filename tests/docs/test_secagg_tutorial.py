@@ -18,6 +18,7 @@ from secure.aggregation.flower import SecAggStrategy
 from tests.docs.pages import PYTHON, ROOT, SHELL, blocks
 
 PAGE = ROOT / "docs" / "tutorial-secagg.md"
+REFERENCE = ROOT / "docs" / "secure-aggregation.md"
 APP = Path(__file__).parent / "quickstart" / "pytorchexample"
 NODES = 10
 ERROR = 1e-4  # what the page's plan asks for
@@ -26,7 +27,7 @@ CONFIG = {"fraction-evaluate": 0.5, "learning-rate": 0.05, "local-epochs": 1, "b
 
 
 def patch(folder: Path, diff: str) -> None:
-    """Change files as a diff of the page says: each run of `-` lines becomes the `+` lines below."""
+    """Change files as a diff of the page says: a run of `-` lines becomes the `+` lines below."""
     target = None
     for part in re.findall(r"^\+\+\+ b/(\S+)\n|((?:^-.*\n)+)((?:^\+.*\n)+)", diff, re.MULTILINE):
         if part[0]:
@@ -106,6 +107,9 @@ def test_one_round_is_fedavgs_within_the_error_that_was_asked_for(apps, monkeypa
     record = strategy.history[0]
     assert (record.kind, record.summed, record.clipped, record.unusable) == ("train", NODES, 0, 0)
     assert record.weighting == "examples"
+    # What the reference page reads off a strategy is there.
+    (lines,) = [b for b in blocks(REFERENCE) if b.text.startswith("record = strategy.history")]
+    exec(lines.text, {"strategy": strategy})
 
 
 def test_later_rounds_and_evaluation_go_on(apps, monkeypatch):
