@@ -1,8 +1,8 @@
 """The page of claims that can be measured again: `python -m simulations.reproduce [FILE]`.
 
-Every number is read from a result that the repository keeps; `simulations/reference/index.json` says
-by which command it was made, in how many minutes, and when. Written by a script, so that page and
-results can't disagree.
+Every number is read from a result that the repository keeps; `simulations/reference/index.json`
+says by which command it was made, in how many minutes, and when. Written by a script, so that page
+and results can't disagree.
 """
 
 import json
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "simulations" / "reference" / "index.json"
 UTILITY = "simulations/reference/privacy-utility.json"
 HEADS = "simulations/reference/head-audit.json"
+GRID = "simulations/reference/attack-grid.json"
 MUTATION = "simulations/reference/mutation.json"
 AGGREGATION = "docs/figures/aggregation-growth.json"
 HE = "docs/figures/he-growth.json"
@@ -33,9 +34,9 @@ _HEAD = """\
 
 <!-- Made from the kept results: python -m simulations.reproduce docs/reproduce.md -->
 
-Every claim in figures, the command that measures it again, and what it gave last. Commands run from a clone
-after `make setup`; minutes are of two cores, and "–" where nobody noted them. A result within the tolerance agrees with ours;
-intervals over seeds are of 95 %.
+Every claim in figures, the command that measures it again, and what it gave last. Commands run from
+a clone after `make setup`; minutes are of two cores, and "–" where nobody noted them. A result
+within the tolerance agrees with ours; intervals over seeds are of 95 %.
 
 """
 
@@ -74,6 +75,14 @@ def _heads(private: str) -> Callable[[Any], str]:
     return value
 
 
+def _best(name: str, vantage: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        (row,) = (r for r in result if r[:2] == [name, vantage])
+        return f"AUC {row[3]} by {row[2]}"
+
+    return value
+
+
 def _cell(key: str, unit: str, digits: int, **where: int) -> Callable[[Any], str]:
     def value(result: Any) -> str:
         cells = result["cells"]
@@ -85,7 +94,9 @@ def _cell(key: str, unit: str, digits: int, **where: int) -> Callable[[Any], str
 
 def _he(result: Any) -> str:
     row = result["one query, dimension 512"][-1]
-    return f"{row['seconds']:.2f} s, {row['download_bytes'] / 1e6:.2f} MB for {row['items']:,} items"
+    return (
+        f"{row['seconds']:.2f} s, {row['download_bytes'] / 1e6:.2f} MB for {row['items']:,} items"
+    )
 
 
 def _he_ratio(result: Any) -> str:
@@ -119,12 +130,19 @@ CLAIMS = (
     _seeds_of("public-only control", "What public pairs alone give"),
     _seeds_of("LoRA, no DP", "LoRA, no protection"),
     _seeds_of("prototypes, no DP", "Prototypes, no DP"),
-    _seeds_of("prototypes, planned for 6 of 10, ε = 8", "Prototypes, shared noise, ε = 8, δ = 10⁻³"),
+    _seeds_of(
+        "prototypes, planned for 6 of 10, ε = 8", "Prototypes, shared noise, ε = 8, δ = 10⁻³"
+    ),
     _seeds_of("prototypes, planned for 6 of 10, ε = 3", "The same, ε = 3"),
     _seeds_of("prototypes, planned for 6 of 10, ε = 1", "The same, ε = 1"),
     _seeds_of("prototypes, each alone, ε = 8", "Prototypes, each client's own noise, ε = 8"),
     _seeds_of("LoRA, each alone, ε = 8, δ = 0.001", "LoRA, each client's own noise, ε = 8"),
     Claim("Membership from released prototypes, no DP", HEADS, _heads("no DP"), "its interval"),
+    Claim("Best attack from the server, no protection", GRID, _best("plain", "V1"), "its interval"),
+    Claim("The same, from the released adapter", GRID, _best("plain", "V4"), "its interval"),
+    Claim(
+        "The same, example level at ε = 8", GRID, _best("example-level DP", "V4"), "its interval"
+    ),
     Claim("Planted faults that a test notices", MUTATION, _caught, "none"),
     Claim(
         "Secure aggregation of 10⁶ parameters, a client of 100",
@@ -162,8 +180,8 @@ def rows(claims: Iterable[Claim] = CLAIMS) -> list[str]:
 
 def page() -> str:
     """Return the page."""
-    head = "| claim | command | minutes | last measured | tolerance | on |\n|---|---|--:|---|---|---|\n"
-    return _HEAD + head + "\n".join(rows()) + "\n"
+    head = "| claim | command | minutes | last measured | tolerance | on |"
+    return _HEAD + "\n".join([head, "|---|---|--:|---|---|---|", *rows()]) + "\n"
 
 
 def main(
