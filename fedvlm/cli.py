@@ -314,6 +314,16 @@ def trust(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARD)
+def compare(context: typer.Context) -> None:
+    """Compare protections by what they buy and cost, or two runs: fedvlm compare CONFIG.toml."""
+    from fedvlm.compare.cli import compare_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(compare_command)
+    raise typer.Exit(command(context.args, prog_name="fedvlm compare", standalone_mode=False) or 0)
+
+
+@app.command(context_settings=_FORWARD)
 def privacy(context: typer.Context) -> None:
     """Plan a privacy budget: fedvlm privacy plan."""
     from fedvlm.privacy.cli import app as command

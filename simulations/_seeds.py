@@ -8,7 +8,7 @@ import typer
 
 from fedvlm.config import Config, config_from
 from fedvlm.federation import Result, simulate
-from simulations._student import interval
+from fedvlm.reporting.student import interval
 
 ROWS = (
     ("zero-shot", "zero_shot"),

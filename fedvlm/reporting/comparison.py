@@ -4,7 +4,8 @@
      "rows":    [{"name", "adapter", "cells": {key: {"value", "low", "high", "unit", "note"}
                                                or {"failed": reason} or null}}, …],
      "inference": {"columns", "rows"} or null,
-     "references": {"zero_shot": 0.25, …}, "config", "versions", "seeds", "command", "seconds"}
+     "references": {"zero_shot": 0.25, …},
+     "config", "versions", "seeds", "command", "seconds", "note"}
 
 A value is in the unit that its column names: a `fraction` lies between 0 and 1 and is shown as a
 percentage, `bytes` and `s` are shown with the prefix that people read. Text is a value too.
@@ -160,6 +161,7 @@ class Comparison(Grid):
         seeds: Of the experiments.
         command: Makes the table again.
         seconds: Wall time by phase.
+        note: What to know of the whole table, such as that it is a quick one.
     """
 
     inference: Grid | None = None
@@ -169,6 +171,7 @@ class Comparison(Grid):
     seeds: tuple[int, ...] = ()
     command: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON takes it."""
@@ -180,6 +183,7 @@ class Comparison(Grid):
             "seeds": list(self.seeds),
             "command": self.command,
             "seconds": dict(self.seconds),
+            "note": self.note,
         }
 
     def save(self, folder: Path) -> Path:
@@ -233,4 +237,5 @@ def comparison_from(told: Mapping[str, Any]) -> Comparison:
         seeds=tuple(told.get("seeds", ())),
         command=told.get("command", ""),
         seconds=told.get("seconds", {}),
+        note=told.get("note", ""),
     )
