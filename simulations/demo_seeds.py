@@ -12,7 +12,8 @@ import typer
 from fedvlm.config import load_config
 from fedvlm.files import whole_file, write_text
 from fedvlm.reporting import plot_rounds
-from simulations._seeds import run_seeds, table
+from fedvlm.reporting.seeds import markdown as table
+from simulations._seeds import run_seeds
 
 CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 

@@ -7,7 +7,8 @@ measured again, so that a stopped comparison goes on, and further columns cost n
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedvlm.config import Config
 from fedvlm.config.whole import UNDECIDED
 from fedvlm.files import write_text
 
+_TOOK = "took.json"
 _VERSION = 1  # raise it when what a stage writes changes
 
 
@@ -53,6 +55,31 @@ class CellFolder:
     def run(self) -> Path:
         """The run's own folder."""
         return self.path / "run"
+
+    @property
+    def files(self) -> int:
+        """How many stages are kept, the run counted as one."""
+        kept = sum(one.name != _TOOK for one in self.path.glob("*.json"))
+        return kept + (self.run / "result.json").exists()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall and processor seconds that the cell has taken so far, `wall` and `cpu`."""
+        try:
+            return json.loads((self.path / _TOOK).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {"wall": 0.0, "cpu": 0.0}
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add what the block takes to the cell's seconds, stopped or not."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            told = {name: round(value + spent[name], 2) for name, value in self.seconds.items()}
+            write_text(self.path / _TOOK, json.dumps(told) + "\n")
 
     def kept(self, stage: str, measure: Callable[[], dict[str, Any]], **sizes: Any) -> Any:
         """Return what a stage measured: from its file, or measured now and written.

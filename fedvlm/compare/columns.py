@@ -44,7 +44,7 @@ _ATTACK = tuple(
     Column(
         f"{key}_{vantage}",
         f"{title} {vantage}",
-        _FRACTION,
+        "" if key == "auc" else _FRACTION,
         "low",
         f"Best membership attack of the {vantage.title}; 95 % over all its attacks.",
     )

@@ -70,6 +70,7 @@ class Grower:
     inputs: dict[str, str] = field(default_factory=dict)
     cells: dict[tuple[str, str], list[Cells]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    folders: list[CellFolder] = field(default_factory=list)
     _unprotected: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     _zero: dict[Any, Any] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -103,7 +104,6 @@ class Grower:
                 f"[{number}/{len(jobs)}] {ROWS[row].title}, {adapter}, seed {seed}: {told}"
                 + clock.after(seconds, ran)
             )
-            self._took("cells", before)
             self.comparison().save(self.out)
         self._references()
         if "inference" in spec.groups:
@@ -150,8 +150,11 @@ class Grower:
             folder = CellFolder.of(
                 self.out, f"{row}-{adapter}-{seed}", config, self.inputs, versions()
             )
-            ran = not (folder.run / "result.json").exists()
-            result = measure.federate(folder, config, self.progress)
+            self.folders.append(folder)
+            before = folder.files
+            with folder.timed():
+                result = measure.federate(folder, config, self.progress)
+                cells = self._stages(folder, config, result, unseen, row, adapter, seed)
         except Exception as error:  # of any kind: the other cells go on
             refused = isinstance(error, ConfigError)
             told = "refused" if refused else "failed"
@@ -159,8 +162,7 @@ class Grower:
             self.failures[name] = " ".join(f"{told}: {kind} {error}".split())
             cell = values.failed(self.failures[name])
             return ({first[0].key: cell} if first else {}), not refused
-        cells, stages = self._stages(folder, config, result, unseen, row, adapter, seed)
-        return cells, ran or stages
+        return cells, folder.files > before
 
     def _stages(
         self,
@@ -171,19 +173,17 @@ class Grower:
         row: str,
         adapter: str,
         seed: int,
-    ) -> tuple[Cells, bool]:
-        spec, effort, ran, cells = self.spec, self.spec.effort, False, {}
+    ) -> Cells:
+        spec, effort = self.spec, self.spec.effort
+        cells: Cells = {}
 
         def stage(name: str, make: Callable[[], dict[str, Any]], **sizes: Any) -> Any:
-            nonlocal ran
-            before = len(list(folder.path.glob("*.json")))
             try:
-                found = folder.kept(name, make, **sizes)
+                return folder.kept(name, make, **sizes)
             except Exception as error:  # of any kind: the other stages go on
                 kind = "" if isinstance(error, FedVLMError | SecureError) else type(error).__name__
+                self.failures[f"{_name(row, adapter, seed)}, {name}"] = f"failed: {kind} {error}"
                 return values.failed(f"failed: {kind} {error}")
-            ran |= len(list(folder.path.glob("*.json"))) > before
-            return found
 
         def spread(group: str, found: Any, make: Callable[[Any], Cells]) -> None:
             keys = [column.key for column in GROUPS[group]]
@@ -233,7 +233,13 @@ class Grower:
             spread("trust", found, values.trust_cells)
         if "cost" in spec.groups:
             spread("cost", measure.costs(folder.run), values.cost_cells)
-        return cells, ran
+        return cells
+
+    def _spent(self) -> dict[str, float]:
+        """Return seconds by phase; those of cells over all times that the comparison was made."""
+        took = [folder.seconds for folder in self.folders]
+        cells = {f"cells_{name}": round(sum(one[name] for one in took)) for name in ("wall", "cpu")}
+        return {**cells, **self._seconds}
 
     def comparison(self) -> Comparison:
         """Return what is measured so far; what isn't says so."""
@@ -265,7 +271,7 @@ class Grower:
             versions=versions(),
             seeds=spec.seeds,
             command=" ".join(["fedvlm compare", self.source, *spec.options]),
-            seconds=dict(self._seconds),
+            seconds=self._spent(),
             note=note,
         )
 

@@ -136,7 +136,7 @@ def _told_utility(result: Result) -> Told:
 
 def attack(folder: Path, effort: Effort, progress: Progress) -> Told:
     """Audit a run from every vantage: the best attack of each, and what the checks say."""
-    found = audit_run(folder, per_client=effort.per_client, progress=progress)
+    found = audit_run(folder, per_client=effort.per_client, rebuild=False, progress=progress)
     best = {one.vantage: one.to_dict() for one in found.best}
     lower = {
         vantage: max((one.epsilon_lower or 0.0) for one in found.results if one.vantage == vantage)
@@ -165,7 +165,7 @@ def canaries(cell: CellFolder, config: Config, effort: Effort, progress: Progres
     return audit_canaries(twin.run, wanted, size, claim_of(result), 0.05).to_dict()
 
 
-def trust(folder: Path, effort: Effort, known: Told, progress: Progress) -> Told:
+def trust(folder: Path, effort: Effort, known: dict[Any, Any], progress: Progress) -> Told:
     """Read the trust audit's primary measures off a run beside zero-shot.
 
     Args:

@@ -225,8 +225,9 @@ def _by_domain(one: Result, other: Result) -> list[Metric]:
     left, right = (np.array([of[k][1] for k in names]) for of in (a, b))
     low, high = t_interval(right - left)
     change = (float((right - left).mean()), low, high)
-    sides = [(float(each.mean()), None, None) for each in (left, right)]
-    return [Metric("mean over domains", "fraction", *sides, change, len(names), "domain")]
+    means = [(float(each.mean()), None, None) for each in (left, right)]
+    name = "mean over domains"
+    return [Metric(name, "fraction", means[0], means[1], change, len(names), "domain")]
 
 
 def run_tables(found: RunsCompared) -> Group:

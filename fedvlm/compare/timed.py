@@ -15,6 +15,18 @@ from fedvlm.files import write_text
 _FILE = "client-seconds.json"
 
 
+def _round_of(message: Message) -> int:
+    """Return the round that a message belongs to, from Flower's group or config; 0 for none."""
+    group = message.metadata.group_id
+    if group.isdigit():
+        return int(group)
+    for record in message.content.config_records.values():
+        told = record.get("server-round")
+        if isinstance(told, int):
+            return told
+    return 0
+
+
 class TimedClient:
     """Flower's `ClientApp` with a clock: seconds by node and round, over all trips.
 
@@ -24,7 +36,7 @@ class TimedClient:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seconds: dict[tuple[int, str], float] = defaultdict(float)
+        self._seconds: dict[tuple[int, int], float] = defaultdict(float)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as the app does."""
@@ -33,10 +45,9 @@ class TimedClient:
             return app(message, context)
         finally:
             seconds = time.perf_counter() - start
-            group = message.metadata.group_id
-            if group.isdigit() and int(group):
+            if number := _round_of(message):
                 with self._lock:
-                    self._seconds[message.metadata.dst_node_id, group] += seconds
+                    self._seconds[message.metadata.dst_node_id, number] += seconds
 
     @property
     def seconds(self) -> list[float]:

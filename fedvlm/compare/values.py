@@ -29,11 +29,8 @@ def failed(error: Exception | str) -> Cell:
     return Cell(failed=" ".join(str(error).split()) or type(error).__name__)
 
 
-def _cell(told: Told, **more: Any) -> Cell:
-    given = {k: told.get(k) for k in ("value", "low", "high") if told.get(k) is not None}
-    if told.get("note"):
-        given["note"] = told["note"]
-    return Cell(**(given | more))
+def _cell(told: Told) -> Cell:
+    return Cell(told["value"], told.get("low"), told.get("high"), note=told.get("note", ""))
 
 
 def utility_cells(found: Told) -> dict[str, Cell | None]:

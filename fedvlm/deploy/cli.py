@@ -157,7 +157,7 @@ def run(
         typer.echo(finished)
         return
     begin = place_of(place) if resume else 0
-    follower = Follower(config.training.rounds)
+    follower = Follower(config.training.rounds, config)
     with tracked(track or [], config.to_dict()) as take:
         run_id = start_run(folder, config, place, resume)
         told = f"{config.training.rounds} rounds with {config.data.clients} nodes"
