@@ -7,7 +7,6 @@ from flwr.app import Context as FlowerContext
 from flwr.app import Message
 
 from fedvlm.config import Config, config_from
-from fedvlm.federation import simulate
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn
 from fedvlm.federation.task import Task, standing_in
@@ -17,6 +16,8 @@ from fedvlm.trust.columns_robustness import Test
 from fedvlm.trust.columns_safety import TARGET, Safety
 from fedvlm.trust.context import DEFAULT_SIZES
 from fedvlm.trust.poison import poisoned
+from fedvlm.trust.subject import Subject
+from simulations._trust_federate import federate
 from simulations._trust_rows import BASE, PROTECTIONS
 
 ATTACKER = 0
@@ -75,13 +76,12 @@ def attacker(boost: float) -> ClientFn:
     return client
 
 
-def run_attack(name: str, seed: int, folder: Path) -> dict[str, Any]:
+def run_attack(
+    name: str, seed: int, folder: Path, untouched: Subject | None = None
+) -> dict[str, Any]:
     """Run or resume one attack, and measure its success and what clean images lose."""
-    config = attack_configuration(name, seed)
-    if not (folder / "result.json").exists():
-        resume = (folder / "checkpoint.npz").exists()
-        simulate(config, out=folder, resume=resume, client=attacker(ATTACKS[name][1]))
-    before, after, _ = contexts_of(folder, DEFAULT_SIZES)
+    federate(attack_configuration(name, seed), folder, attacker(ATTACKS[name][1]))
+    before, after, _ = contexts_of(folder, DEFAULT_SIZES, untouched=untouched)
     found: dict[str, Any] = {"attack": name, "seed": seed}
     for label, context in (("before", before), ("after", after)):
         test = Test(context)

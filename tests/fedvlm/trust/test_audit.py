@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation import simulate
-from fedvlm.trust.audit import TrustAudit, audit_trust
+from fedvlm.trust.audit import TONE_MEASURES, TrustAudit, audit_trust
+from fedvlm.trust.columns_fairness import tone_columns
+from fedvlm.trust.columns_robustness import Robustness
 from fedvlm.trust.context import Sizes
-from fedvlm.trust.estimate import Estimate
+from fedvlm.trust.estimate import Estimate, UnresolvedError
 from fedvlm.trust.readings import Column, Reading, change_of
 from fedvlm.trust.show import markdown, plot_pillar
 
@@ -114,6 +117,38 @@ def test_readings_that_are_means_are_paired_by_concept():
     assert paired.low > 0.099
     assert apart.low < 0 < apart.high
     assert paired.value == pytest.approx(apart.value)
+
+
+def test_what_is_read_off_tones_is_known_by_name():
+    """A reading that half of the tones changes must not be taken from the whole."""
+    context = SimpleNamespace(of_emoji=True)
+    assert {*tone_columns(context), "filter_tones"} == TONE_MEASURES
+
+
+def test_attacks_go_to_images_that_the_model_gets_right():
+    """And to as many of a weak model as of a strong one: else its number is never resolved."""
+    data = SimpleNamespace(arrays=lambda rows, side: np.zeros((len(rows), 8, 8, 3), np.uint8))
+    context = SimpleNamespace(
+        sizes=Sizes(attacked=20),
+        rng=lambda *purpose: np.random.default_rng(0),
+        subject=SimpleNamespace(size=8),
+        data=data,
+    )
+    shared = []
+    for every in (10, 2):
+        right = np.arange(400) % every == 0
+        test = SimpleNamespace(
+            rows=1000 + np.arange(400), right=np.arange(400) % 7, sure=lambda r=right: (None, r)
+        )
+        images, labels, rows = Robustness(context, lambda test=test: test).attacked()
+        assert len(images) == len(labels) == len(rows) == 20
+        assert right[rows - 1000].all()
+        assert (labels.numpy() == test.right[rows - 1000]).all()
+        shared.append(set(rows.tolist()))
+    assert shared[0] & shared[1]
+    test.sure = lambda: (None, np.zeros(400, bool))
+    with pytest.raises(UnresolvedError, match="none can be broken"):
+        Robustness(context, lambda: test).attacked()
 
 
 def test_a_figure_shows_what_is_resolved_alone():
