@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from fedvlm.files import write_text
+from simulations._trust_findings import findings
 from simulations._trust_run import Held, cells, run_cell
-from simulations._trust_table import PRIMARY, write_tables
+from simulations._trust_table import MITIGATED, PRIMARY, SHOWN, write_tables
 
 REFERENCE = Path(__file__).parent / "reference" / "trust-grid.json"
 _DIGITS = 4
@@ -30,20 +31,26 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
-def _without_concepts(column: dict[str, Any]) -> dict[str, Any]:
-    kept = column["name"] in PRIMARY
-    return {key: one for key, one in column.items() if kept or key != "by_concept"}
+def _kept(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = {name for pairs in (*SHOWN.values(), MITIGATED) for name, _ in pairs}
+    out = []
+    for one in columns:
+        if one["name"] in shown or one["pillar"] == "privacy":
+            kept = one["name"] in PRIMARY
+            out.append({key: v for key, v in one.items() if kept or key != "by_concept"})
+    return out
 
 
 def compact(cell: dict[str, Any]) -> dict[str, Any]:
     """Return what a cell's tables and figures are made of: what the repository keeps.
 
-    Values by concept stay for the primary measures alone, which are tested; four digits stay.
+    Of each measure that is shown its numbers stay, to four digits; values by concept of the
+    primary ones alone, which are tested.
     """
     out = dict(cell)
     for name in ("columns", "unrepaired"):
         if name in out:
-            out[name] = [_without_concepts(one) for one in out[name]]
+            out[name] = _kept(out[name])
     if out["kind"] == "attack":
         out["before"] = {k: one for k, one in out["before"].items() if k != "by_concept"}
     return _rounded(out)
@@ -80,6 +87,7 @@ def main(
         text = json.dumps({"cells": [compact(cell) for cell in there]}, separators=(",", ":"))
         write_text(out / "trust-grid.json", text.replace('{"cell"', '\n{"cell"') + "\n")
     print(write_tables(there, list(known), out))
+    write_text(out / "trust-findings.md", findings(there) + "\n")
     from simulations._trust_figures import save_figures
 
     save_figures(there, list(known), out)

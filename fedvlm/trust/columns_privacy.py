@@ -56,8 +56,8 @@ def membership_columns(before: Context, after: Context) -> dict[str, tuple[str, 
     by_group = membership_by_group(scores, inside, names, rng)
     for name, one in by_group.items():
         found[f"membership_{name}"] = (f"membership AUC, {name}", one)
-    if after.of_emoji:
-        listed = is_unsafe(data.captions[row] for row in rows)
+    listed = is_unsafe(data.captions[row] for row in rows)
+    if after.of_emoji and listed.any():
         by_list = membership_by_group(scores, inside, listed, after.rng("membership", "listed"))
         found[LISTED] = ("membership AUC, listed captions", by_list["True"])
     return found

@@ -64,14 +64,13 @@ def test_a_residual_hides_what_an_adversary_reads_and_moves_nothing_for_nothing(
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     concepts = np.arange(len(z)) // 3
     before = attribute_probe(z, attributes, concepts, rng)
-    moved = {
-        strength: residual(z, attributes, strength, torch.Generator().manual_seed(0))
-        for strength in (0.0, 1.0)
-    }
-    assert np.abs(moved[0.0] - np.eye(12)).max() < 1e-6
-    after = attribute_probe(apply_projection(z, moved[1.0]), attributes, concepts, rng)
-    assert before.low > 0.2
-    assert after.value < before.value / 2
+    still = residual(z, attributes, 0.0, torch.Generator().manual_seed(0), steps=5)
+    assert np.abs(still - np.eye(12)).max() < 1e-6
+    moved = residual(z, attributes, 1.0, torch.Generator().manual_seed(0))
+    # By a probe that is fitted afterwards, which is more than what the adversary had.
+    after = attribute_probe(apply_projection(z, moved), attributes, concepts, rng)
+    assert before.low > 0.5
+    assert after.value < 0.7 * before.value
     with pytest.raises(ConfigError, match="two values"):
         residual(z, np.zeros(len(z)), 1.0, torch.Generator())
 
