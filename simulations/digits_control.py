@@ -5,7 +5,8 @@
 Scikit-learn's digits, of which one digit keeps a tenth of its training images; a small network is
 trained without DP, with clipping alone, and with clipping and noise. What must come out is known
 (Esipova et al. 2023): most of the gap comes with the clip, before any noise. An audit that doesn't
-find it here would find it nowhere.
+find it here would find it nowhere. Steps that are larger make up for it, where no noise forbids
+them.
 """
 
 import json
@@ -39,7 +40,9 @@ class Training:
         name: In the table.
         clip: Norm that each example's gradient is clipped to; None for none.
         epsilon: What the noise is made for; None for none.
-        rate: Step size, chosen for each on seeds that are not reported.
+        rate: Step size, in clip norms where there is a clip. By accuracy on seeds 100 to 102 of 0.5
+            to 1.5 without DP and 0.25 to 2 with noise. The clip alone has the rate that noise
+            allows, and in a row of its own one that noise would not.
     """
 
     name: str
@@ -49,10 +52,11 @@ class Training:
 
 
 TRAININGS = (
-    Training("no DP", None, None, 0.5),
-    Training("clip alone", 0.1, None, 1.0),
-    Training("ε = 8", 0.1, 8.0, 1.0),
+    Training("no DP", None, None, 1.5),
+    Training("clip alone", 0.1, None, 2.0),
+    Training("ε = 8", 0.1, 8.0, 2.0),
     Training("ε = 3", 0.1, 3.0, 1.0),
+    Training("clip alone, four times the rate", 0.1, None, 8.0),
 )
 
 

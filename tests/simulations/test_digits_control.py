@@ -69,4 +69,6 @@ def test_clipping_alone_starves_the_rare_digit_before_any_noise():
     for name in ("ε = 8", "ε = 3"):
         assert rows[name]["gap"][0] == pytest.approx(clipped["gap"][0], abs=0.1)
     assert clipped["found"] == 12
+    larger = rows["clip alone, four times the rate"]
+    assert larger["gap"][2] < clipped["gap"][1]  # what the clip starves larger steps feed
     assert table([*rows.values()]).count("of 12") == len(TRAININGS)

@@ -6,6 +6,7 @@ import pytest
 from fedvlm.errors import ConfigError
 from simulations._trust_backdoor import ATTACKS, attack_configuration
 from simulations._trust_figures import save_figures
+from simulations._trust_findings import findings
 from simulations._trust_inference import INFERENCES
 from simulations._trust_repairs import POSTHOC, TRAINED, repaired_client
 from simulations._trust_rows import PROTECTIONS, configuration
@@ -121,6 +122,36 @@ def test_what_is_said_of_one_two_and_three_seeds(grid):
     values = [cell["columns"][0]["after"]["value"] for cell in plain]
     assert three.low < min(values) < max(values) < three.high  # Student's
     assert summary([], "tone_gap") is None
+
+
+def _told(name, measures, before=None):
+    """A cell of one seed whose measures are given as value, low, high."""
+
+    def number(one):
+        return {**dict(zip(("value", "low", "high"), one, strict=True)), "rows": 99, "clusters": 99}
+
+    columns = [
+        {"name": key, "pillar": "x", "after": number(one)}
+        | ({"before": number(before[key])} if before else {})
+        for key, one in measures.items()
+    ]
+    return {"cell": name, "kind": "protection", "seed": 0, "columns": columns, "seconds": 1.0}
+
+
+def test_a_verdict_follows_the_numbers_and_what_was_not_run_has_none():
+    def rows(cells):
+        lines = [line.split(" | ") for line in findings(cells).splitlines()[2:]]
+        return {line[0].removeprefix("| "): line for line in lines}
+
+    before = {"tone_gap": (0.08, 0.06, 0.1)}
+    one = rows([_told("plain", {"tone_gap": (0.14, 0.1, 0.2)}, before)])
+    claim = "Dark drawings are found less often than yellow ones, before training too"
+    assert one[claim][2] == "reproduced"
+    assert one[claim][3] == "1 |"
+    others = [line for text, line in one.items() if text != claim]
+    assert all(line[2] == NOT_RUN for line in others)
+    none = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (0.02, -0.1, 0.1)})])
+    assert none[claim][2] == "not reproduced"
 
 
 def test_half_of_the_tones_is_read_anew_and_nothing_else(monkeypatch):
