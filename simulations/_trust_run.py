@@ -40,10 +40,10 @@ def cells() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {row: ("protection", row) for row in PROTECTIONS}
     found |= {f"attack-{name}": ("attack", name) for name in ATTACKS}
     found |= {f"inference-{name}": ("inference", name) for name in INFERENCES}
-    for kind, repairs in (("posthoc", POSTHOC), ("trained", TRAINED)):
-        for row in MITIGATED:
-            composed = [name for name in repairs if kind == "posthoc" or composes(name, row)]
-            found |= {f"{row}+{name}": (kind, row, name) for name in composed}
+    for row in MITIGATED:
+        found |= {f"{row}+{name}": ("posthoc", row, name) for name in POSTHOC}
+        composed = [name for name in TRAINED if composes(name, row)]
+        found |= {f"{row}+{name}": ("trained", row, name) for name in composed}
     return found
 
 

@@ -22,7 +22,7 @@ ATTACK_OF = {
     "secagg": "secagg",
     "secagg-active": "secagg-active",
     "example-8": "example-8",
-    "client": "client-8",
+    "client": "client",
 }
 """Row → the attack under it; "plain" is what both are compared with."""
 NOT_RUN = "not run"

@@ -54,8 +54,8 @@ def _attack(name, seed, shift):
     }
 
 
-ROWS = (("plain", "plain", 0.0), ("secagg", "secagg", 0.0), ("client", "client-8", 0.1))
-ORDER = ["plain", "secagg", "he", "client", "attack-plain", "attack-secagg", "attack-client-8"]
+ROWS = (("plain", "plain", 0.0), ("secagg", "secagg", 0.0), ("client", "client", 0.1))
+ORDER = ["plain", "secagg", "he", "client", "attack-plain", "attack-secagg", "attack-client"]
 
 
 @pytest.fixture
