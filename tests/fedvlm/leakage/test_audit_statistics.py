@@ -157,6 +157,21 @@ def test_t1_rates_have_clopper_and_pearsons_limits(trials: int, alpha: float) ->
         assert low == pytest.approx(more.low, abs=1e-9)
 
 
+def test_t1_all_limits_of_all_thresholds_share_one_error(monkeypatch) -> None:
+    module = importlib.import_module("fedvlm.leakage.epsilon")
+    spent: list[float] = []
+
+    def upper(successes, trials, alpha):
+        spent.append(alpha * np.size(successes))
+        return clopper_pearson_upper(successes, trials, alpha)
+
+    monkeypatch.setattr(module, "clopper_pearson_upper", upper)
+    rng = np.random.default_rng(0)
+    module.clopper_pearson_bonferroni(rng.normal(size=300) + 1, rng.normal(size=300), alpha=0.05)
+    assert len(spent) == 2  # both rates
+    assert 0.049 < sum(spent) <= 0.05 * (1 + 1e-12)
+
+
 def test_t1_what_is_tried_at_several_shares_of_guesses_shares_one_error(monkeypatch) -> None:
     """The chance to refute a true claim is `alpha` for all of a run's tests together."""
     asked: list[float] = []
