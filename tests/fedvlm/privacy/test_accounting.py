@@ -20,6 +20,7 @@ from fedvlm.privacy.analytic import gaussian_delta, gaussian_epsilon
 from fedvlm.privacy.events import ORDERS, RenyiEvent
 from fedvlm.privacy.mechanisms import GaussianMechanism, Relation
 from fedvlm.privacy.noise import SecureNoise
+from fedvlm.privacy.planning import plan
 
 # (q, σ, T, ε by RDP, ε by PLD) at δ = 1e-5, made with dp-accounting 0.6.0; Opacus' PRV agrees
 # with PLD to 0.011 in every row.
@@ -29,6 +30,12 @@ REFERENCE = [
     (0.1, 1.0, 100, 7.904, 7.047),
     (1.0, 5.0, 100, 10.726, 9.997),
 ]
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1.0, 20), (0.1, 50)])
+def test_t1_a_plan_is_for_all_its_steps_and_uses_its_budget(rate, steps):
+    made = plan(delta=1e-5, sample_rate=rate, steps=steps, target_epsilon=3.0)
+    assert 2.9 < made.epsilon <= 3.0
 
 
 @pytest.mark.parametrize(("rate", "sigma", "steps", "by_rdp", "by_pld"), REFERENCE)

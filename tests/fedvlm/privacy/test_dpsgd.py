@@ -267,6 +267,29 @@ def test_a_group_costs_two_clip_norms_and_infonce_far_more():
         refuse_infonce()
 
 
+def test_t1_what_a_step_releases_is_as_sensitive_as_its_loss():
+    settings = DPSGDSettings(0.5, 1.1, 0.1, 3, 8.0, 1e-3)
+    assert settings.mechanism(_bank()).sensitivity == 0.5
+    assert settings.mechanism(GroupedInfoNCE).sensitivity == 1.0
+
+
+@pytest.mark.parametrize("by_layers", [True, False])
+def test_t1_clipped_gradients_are_weighted_as_the_loss_says(by_layers, monkeypatch):
+    vlm, view = _model("lora")
+    loss, batch = _bank(), _pairs()
+    rows = _loop(vlm, view, loss, batch)
+    weights = np.linspace(-2, 1, len(rows))
+    clip_norm = float(np.median(np.linalg.norm(rows, axis=1)))
+    factor = np.minimum(1, (1 - MARGIN) * clip_norm / np.linalg.norm(rows, axis=1))
+    expected = (weights * factor) @ rows
+    units = torch.from_numpy(weights).float()
+    monkeypatch.setattr(loss, "units", lambda vlm, batch: (batch, units))
+    if not by_layers:
+        monkeypatch.setattr(under_test, "taps_of", lambda vlm, trained: None)
+    got = clipped_gradient_sum(vlm, view, loss, batch, clip_norm, physical_batch=2)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 def test_groups_are_dealt_by_the_example_alone():
     class Pairs:
         caption_of = np.arange(100)
