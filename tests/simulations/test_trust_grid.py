@@ -114,6 +114,26 @@ def test_tables_and_figures_are_rebuilt_from_the_cells(grid, tmp_path):
     assert {path.name for path in paths} >= {"trust-fairness.svg"}
 
 
+def test_every_panel_of_a_figure_names_its_rows_alike(tmp_path):
+    """A measure that zero-shot has not must not move the others' points by a row."""
+    from matplotlib.figure import Figure
+
+    from simulations import _trust_figures
+
+    cells = [
+        _told("plain", {"tone_gap": (0.14, 0.1, 0.2), "gap_of_gains": (0.07, 0.04, 0.1)}),
+        _told("he", {"tone_gap": (0.15, 0.1, 0.2), "gap_of_gains": (0.05, 0.02, 0.1)}),
+    ]
+    cells[0]["columns"][0]["before"] = cells[0]["columns"][0]["after"]
+    axes = Figure().subplots(1, 2, sharey=True)
+    for ax, measure in zip(axes, ("tone_gap", "gap_of_gains"), strict=True):
+        _trust_figures._panel(ax, cells, ["plain", "he"], measure, measure, "fairness")
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names == ["zero-shot", "plain", "he"]
+        points = [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 1]
+        assert {1, 2} <= set(points) <= {0, 1, 2}
+
+
 def test_what_is_said_of_one_two_and_three_seeds(grid):
     plain = [cell for cell in grid if cell["cell"] == "plain"]
     one, two, three = (summary(plain[:n], "tone_gap") for n in (1, 2, 3))
