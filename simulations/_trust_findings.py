@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedvlm.trust.estimate import Estimate
-from simulations._trust_table import NOT_RUN, Cell, markdown, of, spread, summary
+from simulations._trust_table import (
+    NOT_RUN,
+    Cell,
+    attack_success,
+    markdown,
+    of,
+    spread,
+    summary,
+)
 
 REPRODUCED, OTHERWISE = "reproduced", "not reproduced"
 Numbers = dict[str, Estimate]
@@ -122,6 +130,21 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "One client of ten plants a patch without a protection (centrally, 75 pairs of 2,555: .47)",
+        {"plain": ("attack-plain", "success", "after"), **_row("backdoor", "zero-shot")},
+        lambda n: n["plain"].low > n["zero-shot"].value,
+    ),
+    Claim(
+        "Secure aggregation hides who did it, and stops nothing",
+        {name: (f"attack-{name}", "success", "after") for name in ("plain", "secagg")},
+        lambda n: n["secagg"].low > 0 and abs(n["secagg"].value - n["plain"].value) < 0.02,
+    ),
+    Claim(
+        "A norm bound stops it, at a server that sees single updates",
+        {name: (f"attack-{name}", "success", "after") for name in ("plain", "norm-bound")},
+        lambda n: _apart(n["plain"], n["norm-bound"]),
+    ),
+    Claim(
         "Adversarial training raises membership",
         _row("membership", "plain", "plain+robust"),
         lambda n: n["plain+robust"].value > n["plain"].value,
@@ -136,11 +159,12 @@ def _unrepaired(cells: list[Cell], row: str) -> list[Cell]:
 def _numbers(cells: list[Cell], claim: Claim) -> Numbers | None:
     found = {}
     for label, (row, measure, which) in claim.read.items():
-        one = summary(of(cells, row), measure, which)
+        there = of(cells, row)
+        attacked = row.startswith("attack-")
+        one = attack_success(there) if attacked else summary(there, measure, which)
         if one is None:
             return None
         found[label] = one
-        there = of(cells, row)
         if there and there[0]["kind"] == "posthoc":
             without = summary(_unrepaired(cells, row), measure)
             if without is not None:

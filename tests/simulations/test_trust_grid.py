@@ -170,6 +170,16 @@ def test_a_verdict_follows_the_numbers_and_what_was_not_run_has_none():
     assert one[claim][3] == "1 |"
     others = [line for text, line in one.items() if text != claim]
     assert all(line[2] == NOT_RUN for line in others)
+    attacked = [
+        {"cell": f"attack-{name}", "kind": "attack", "seed": 0, "after": {"success": told}}
+        for name, told in (
+            ("plain", {"value": 0.4, "low": 0.3, "high": 0.5, "rows": 99, "clusters": 99}),
+            ("norm-bound", {"value": 0.0, "low": 0.0, "high": 0.1, "rows": 99, "clusters": 99}),
+        )
+    ]
+    stopped = rows(attacked)
+    assert stopped["A norm bound stops it, at a server that sees single updates"][2] == "reproduced"
+    assert stopped["Secure aggregation hides who did it, and stops nothing"][2] == NOT_RUN
     none = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (0.02, -0.1, 0.1)})])
     assert none[claim][2] == "not reproduced"
 
