@@ -115,8 +115,10 @@ def _estimates(cells: list[Cell], name: str, which: str) -> list[Estimate]:
 def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | None:
     """Return a measure over the seeds that there are.
 
-    Of three seeds and more the mean with Student's interval. Of one, its own interval by concept.
-    Of two, the mean with what either's interval holds: Student's would be 13 standard errors.
+    Of one seed its own interval by concept. Of two the mean with what either's holds: Student's
+    would be 13 standard errors. Of three and more the mean, with Student's half over seeds and the
+    mean half by concept added in squares: seeds share their concepts, so that what the choice of
+    concepts moves is not seen between seeds.
     """
     found = _estimates(cells, name, which)
     if not found:
@@ -128,6 +130,11 @@ def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | No
         mean = (found[0].value + found[1].value) / 2
         return Estimate(mean, low, high, found[0].rows, found[0].clusters)
     mean, low, high = interval([one.value for one in found])
+    below = float(np.mean([one.value - one.low for one in found]))
+    above = float(np.mean([one.high - one.value for one in found]))
+    if np.isfinite((below, above)).all():
+        low = mean - float(np.hypot(mean - low, below))
+        high = mean + float(np.hypot(high - mean, above))
     return Estimate(mean, low, high, found[0].rows, found[0].clusters)
 
 

@@ -140,7 +140,10 @@ def test_what_is_said_of_one_two_and_three_seeds(grid):
     assert (one.low, one.high) == (0.0, 0.2)  # its own interval
     assert (two.low, two.high) == (0.0, 0.2)  # what either's holds
     values = [cell["columns"][0]["after"]["value"] for cell in plain]
-    assert three.low < min(values) < max(values) < three.high  # Student's
+    assert three.low < min(values) < max(values) < three.high  # Student's, and more
+    alike = [_told("plain", {"tone_gap": (0.1, 0.05, 0.15)}) for _ in range(3)]
+    same = summary(alike, "tone_gap")  # seeds that agree don't make concepts more
+    assert same.high - same.low == pytest.approx(0.1)
     assert summary([], "tone_gap") is None
 
 
@@ -181,7 +184,9 @@ def test_a_verdict_follows_the_numbers_and_what_was_not_run_has_none():
     assert stopped["A norm bound stops it, at a server that sees single updates"][2] == "reproduced"
     assert stopped["Secure aggregation hides who did it, and stops nothing"][2] == NOT_RUN
     none = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (0.02, -0.1, 0.1)})])
-    assert none[claim][2] == "not reproduced"
+    assert none[claim][2].startswith("undecided")
+    less = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (-0.1, -0.2, -0.05)})])
+    assert less[claim][2] == "not reproduced"
 
 
 def test_half_of_the_tones_is_read_anew_and_nothing_else(monkeypatch):
