@@ -7,10 +7,10 @@ import numpy as np
 
 from fedvlm.errors import DataError
 from fedvlm.files import write_text
+from fedvlm.reporting.student import interval
 from fedvlm.trust.columns_privacy import LISTED
 from fedvlm.trust.contrasts import holm, over_seeds, tost
 from fedvlm.trust.estimate import Estimate
-from simulations._student import interval
 
 Cell = dict[str, Any]
 PRIMARY = ("tone_gap", "overconfidence", "backdoor")

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from fedvlm.files import write_text
 from fedvlm.privacy.accounting import noise_multiplier_for
 from fedvlm.privacy.mechanisms import GaussianMechanism
+from fedvlm.reporting.student import interval
 from fedvlm.trust.fairness import gap
-from simulations._student import interval
 
 Floats = NDArray[np.float64]
 RARE, KEPT = 8, 0.1
