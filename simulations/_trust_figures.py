@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedvlm.files import whole_file
 from simulations._trust_table import SHOWN, Cell, of, spread, summary
@@ -28,7 +29,6 @@ def save_figures(cells: list[Cell], order: list[str], out: Path) -> list[Path]:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for number, (measure, title) in enumerate(drawn):
             _panel(axes[number // columns][number % columns], cells, rows, measure, title, pillar)
-        axes[0][0].invert_yaxis()
         for number in range(len(drawn), lines * columns):
             axes[number // columns][number % columns].set_visible(False)
         for kind in ("svg", "png"):
@@ -43,7 +43,8 @@ def _panel(
     ax: Axes, cells: list[Cell], rows: list[str], measure: str, title: str, pillar: str
 ) -> None:
     floor = summary(of(cells, "plain"), measure, "before") if pillar != "privacy" else None
-    names = rows if floor is None else ["zero-shot", *rows]
+    # Panels share their rows: a measure that zero-shot has not leaves its place empty.
+    names = rows if pillar == "privacy" else ["zero-shot", *rows]
     for place, name in enumerate(names):
         one = floor if name == "zero-shot" else summary(of(cells, name), measure)
         if one is None or spread(one) == "–":
@@ -57,6 +58,8 @@ def _panel(
     if pillar == "privacy":
         ax.axvline(0.5, color="black", linewidth=0.8)
     ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="x", labelsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_title(title, fontsize=9.5, loc="left")
     ax.grid(axis="x", alpha=0.25)

@@ -4,9 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedvlm.trust.estimate import Estimate
-from simulations._trust_table import NOT_RUN, Cell, markdown, of, spread, summary
+from simulations._trust_table import (
+    NOT_RUN,
+    Cell,
+    attack_success,
+    markdown,
+    of,
+    spread,
+    summary,
+)
 
-REPRODUCED, OTHERWISE = "reproduced", "not reproduced"
+VERDICTS = {True: "reproduced", False: "not reproduced", None: "undecided: the interval holds both"}
 Numbers = dict[str, Estimate]
 
 
@@ -17,12 +25,13 @@ class Claim:
     Attributes:
         text: What was claimed.
         read: Label → row, measure and which model ("before" is zero-shot).
-        holds: Whether the numbers bear it out; intervals decide where the claim is of a sign.
+        holds: Whether the numbers bear it out; where the claim is of a sign an interval decides,
+            and None says that it holds both.
     """
 
     text: str
     read: dict[str, tuple[str, str, str]]
-    holds: Callable[[Numbers], bool]
+    holds: Callable[[Numbers], bool | None]
 
 
 def _row(measure: str, *rows: str) -> dict[str, tuple[str, str, str]]:
@@ -32,27 +41,37 @@ def _row(measure: str, *rows: str) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def _apart(one: Estimate, other: Estimate) -> bool:
-    """Whether one lies above the other, intervals apart."""
-    return one.low > other.high
+def _above(one: Estimate, bound: float) -> bool | None:
+    """Whether a number lies above a bound; None where its interval holds the bound."""
+    return True if one.low > bound else False if one.high < bound else None
+
+
+def _apart(one: Estimate, other: Estimate) -> bool | None:
+    """Whether one lies above the other, intervals apart; None where they overlap."""
+    return True if one.low > other.high else False if one.high < other.low else None
+
+
+def _and(*parts: bool | None) -> bool | None:
+    """All of them; one that is false decides, and then one that is undecided."""
+    return False if False in parts else None if None in parts else True
 
 
 CLAIMS = (
     Claim(
-        "Federated training helps retrieval; example-level DP at ε = 8 gives that away",
+        "Federated training helps retrieval; example-level DP at ε = 8 gives most of that away",
         _row("one_of_100", "zero-shot", "plain", "example-8"),
-        lambda n: _apart(n["plain"], n["zero-shot"]) and not _apart(n["example-8"], n["zero-shot"]),
+        lambda n: _and(_apart(n["plain"], n["zero-shot"]), _apart(n["plain"], n["example-8"])),
     ),
     Claim(
         "Dark drawings are found less often than yellow ones, before training too",
         _row("tone_gap", "zero-shot"),
-        lambda n: n["zero-shot"].low > 0,
+        lambda n: _above(n["zero-shot"], 0),
     ),
     Claim(
         "Training widens that gap (.080 → .140): dark tones get less of the gain",
         _row("tone_gap", "zero-shot", "plain")
         | {"gap of gains": ("plain", "gap_of_gains", "after")},
-        lambda n: n["gap of gains"].low > 0,
+        lambda n: _above(n["gap of gains"], 0),
     ),
     Claim(
         "Under DP the gap is as small as before training, because nothing was learned",
@@ -62,17 +81,17 @@ CLAIMS = (
     Claim(
         "The untouched model is too sure, and training cures it",
         _row("overconfidence", "zero-shot", "plain"),
-        lambda n: n["zero-shot"].low > 0 and _apart(n["zero-shot"], n["plain"]),
+        lambda n: _and(_above(n["zero-shot"], 0), _apart(n["zero-shot"], n["plain"])),
     ),
     Claim(
         "After training noise looks more familiar than test images (AUROC .60 → .28, MCM at τ = 1)",
         _row("auroc_noise_mcm_at_1", "zero-shot", "plain"),
-        lambda n: n["plain"].high < 0.5,
+        lambda n: {True: False, False: True, None: None}[_above(n["plain"], 0.5)],
     ),
     Claim(
         "Withheld concepts are told from known ones better after training (.53 → .63)",
         _row("auroc_withheld_mcm", "zero-shot", "plain"),
-        lambda n: n["plain"].low > 0.5 and n["plain"].value > n["zero-shot"].value,
+        lambda n: _apart(n["plain"], n["zero-shot"]),
     ),
     Claim(
         "No run withstands PGD: the median image falls within ½/255",
@@ -88,7 +107,7 @@ CLAIMS = (
     Claim(
         "Searches for unsafe things find more of them after training (.20 → .27)",
         _row("unsafe_queries", "zero-shot", "plain"),
-        lambda n: n["plain"].value > n["zero-shot"].value and n["plain"].low > 0,
+        lambda n: _apart(n["plain"], n["zero-shot"]),
     ),
     Claim(
         "The embedded model can't read: a written word does no more than its letters scrambled",
@@ -96,19 +115,19 @@ CLAIMS = (
         lambda n: all(one.low <= 0 <= one.high for one in n.values()),
     ),
     Claim(
-        "A filter holds dark tones back more often than light ones by mistake",
-        _row("filter_tones", "zero-shot", "plain"),
-        lambda n: any(one.low > 0 for one in n.values()),
+        "Before training a filter holds dark tones back more often than light ones by mistake",
+        _row("filter_tones", "zero-shot"),
+        lambda n: _above(n["zero-shot"], 0),
     ),
     Claim(
         "LEACE takes the probe to chance (.48 → .18 of .17) …",
         _row("tone_probe", "plain+leace"),
-        lambda n: n["plain+leace"].value < 0.03,
+        lambda n: n["plain+leace"].low <= 0,
     ),
     Claim(
         "… and hardly moves the gap: what can't be decoded isn't fair",
         _row("tone_gap", "plain+leace"),
-        lambda n: n["plain+leace"].low > 0,
+        lambda n: _above(n["plain+leace"], 0),
     ),
     Claim(
         "The calibrated projection shrinks the gap at no more than two points of retrieval",
@@ -122,9 +141,24 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "One client of ten plants a patch without a protection (centrally, 75 pairs of 2,555: .47)",
+        {"plain": ("attack-plain", "success", "after"), **_row("backdoor", "zero-shot")},
+        lambda n: _above(n["plain"], n["zero-shot"].value),
+    ),
+    Claim(
+        "Secure aggregation hides who did it, and stops nothing",
+        {name: (f"attack-{name}", "success", "after") for name in ("plain", "secagg")},
+        lambda n: n["secagg"].low > 0 and abs(n["secagg"].value - n["plain"].value) < 0.02,
+    ),
+    Claim(
+        "A norm bound stops it, at a server that sees single updates",
+        {name: (f"attack-{name}", "success", "after") for name in ("plain", "norm-bound")},
+        lambda n: _apart(n["plain"], n["norm-bound"]),
+    ),
+    Claim(
         "Adversarial training raises membership",
         _row("membership", "plain", "plain+robust"),
-        lambda n: n["plain+robust"].value > n["plain"].value,
+        lambda n: n["plain+robust"].value > n["plain"].value + 0.01,
     ),
 )
 
@@ -136,11 +170,12 @@ def _unrepaired(cells: list[Cell], row: str) -> list[Cell]:
 def _numbers(cells: list[Cell], claim: Claim) -> Numbers | None:
     found = {}
     for label, (row, measure, which) in claim.read.items():
-        one = summary(of(cells, row), measure, which)
+        there = of(cells, row)
+        attacked = row.startswith("attack-")
+        one = attack_success(there) if attacked else summary(there, measure, which)
         if one is None:
             return None
         found[label] = one
-        there = of(cells, row)
         if there and there[0]["kind"] == "posthoc":
             without = summary(_unrepaired(cells, row), measure)
             if without is not None:
@@ -159,5 +194,5 @@ def findings(cells: list[Cell]) -> str:
             continue
         told = "; ".join(f"{label} {spread(one)}" for label, one in found.items())
         holds = claim.holds(found)
-        rows.append([claim.text, told, REPRODUCED if holds else OTHERWISE, str(seeds)])
+        rows.append([claim.text, told, VERDICTS[holds], str(seeds)])
     return markdown(["expected", "measured", "verdict", "seeds"], rows)

@@ -115,8 +115,10 @@ def _estimates(cells: list[Cell], name: str, which: str) -> list[Estimate]:
 def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | None:
     """Return a measure over the seeds that there are.
 
-    Of three seeds and more the mean with Student's interval. Of one, its own interval by concept.
-    Of two, the mean with what either's interval holds: Student's would be 13 standard errors.
+    Of one seed its own interval by concept. Of two the mean with what either's holds: Student's
+    would be 13 standard errors. Of three and more the mean, with Student's half over seeds and the
+    mean half by concept added in squares: seeds share their concepts, so that what the choice of
+    concepts moves is not seen between seeds.
     """
     found = _estimates(cells, name, which)
     if not found:
@@ -128,6 +130,11 @@ def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | No
         mean = (found[0].value + found[1].value) / 2
         return Estimate(mean, low, high, found[0].rows, found[0].clusters)
     mean, low, high = interval([one.value for one in found])
+    below = float(np.mean([one.value - one.low for one in found]))
+    above = float(np.mean([one.high - one.value for one in found]))
+    if np.isfinite((below, above)).all():
+        low = mean - float(np.hypot(mean - low, below))
+        high = mean + float(np.hypot(high - mean, above))
     return Estimate(mean, low, high, found[0].rows, found[0].clusters)
 
 
@@ -234,7 +241,7 @@ def protections(cells: list[Cell], order: list[str], rows: set[str]) -> list[str
             found.append(["zero-shot", str(len(plain)), *told])
         found += [_row(name, of(cells, name), shown) for name in order if name in rows]
         header = ["row", "seeds", *(title for _, title in shown)]
-        parts.append(f"### {pillar.capitalize()}\n\n" + markdown(header, found))
+        parts.append(f"#### {pillar.capitalize()}\n\n" + markdown(header, found))
     return parts
 
 
@@ -252,7 +259,7 @@ def mitigations(cells: list[Cell], order: list[str]) -> str:
                 found.append(_row(f"{name}: without, same half", before, MITIGATED))
             found.append(_row(name, ours, MITIGATED))
     header = ["row", "seeds", *(title for _, title in MITIGATED)]
-    return "### Mitigations\n\n" + markdown(header, found)
+    return "#### Mitigations\n\n" + markdown(header, found)
 
 
 def attacks(cells: list[Cell], order: list[str]) -> str:
@@ -265,17 +272,18 @@ def attacks(cells: list[Cell], order: list[str]) -> str:
         if not ours:
             rows.append([told, "0", *(NOT_RUN for _ in range(3))])
             continue
-        success = _over(ours, lambda cell: cell["after"]["success"])
+        success = attack_success(ours)
         clean = float(np.mean([cell["after"]["one_of_100"] for cell in ours]))
         floor = float(np.mean([cell["before"]["success"]["value"] for cell in ours]))
         rows.append([told, str(len(ours)), spread(success), f"{clean:.3f}", f"{floor:.3f}"])
     header = ["attack, 1 of 10 clients", "seeds", "success", "clean, one of 100", "zero-shot"]
-    return "### Backdoor\n\n" + markdown(header, rows)
+    return "#### Backdoor\n\n" + markdown(header, rows)
 
 
-def _over(cells: list[Cell], pick: Any) -> Estimate | None:
-    columns = [{"name": "x", "after": pick(cell)} for cell in cells]
-    return summary([{"columns": [one]} for one in columns], "x")
+def attack_success(cells: list[Cell]) -> Estimate | None:
+    """Return how often a stamped image is answered with the target, over the seeds of an attack."""
+    told = [{"name": "success", "after": cell["after"]["success"]} for cell in cells]
+    return summary([{"columns": [one]} for one in told], "success")
 
 
 def inference(cells: list[Cell], order: list[str]) -> str:
@@ -298,7 +306,7 @@ def inference(cells: list[Cell], order: list[str]) -> str:
                 row.append(format(worst, digits) if values else NOT_RUN)
             rows.append(row)
     header = ["computed", "seeds", *(t for _, t in shown), "same first caption", "largest error"]
-    return "### Private inference\n\n" + markdown(header, rows)
+    return "#### Private inference\n\n" + markdown(header, rows)
 
 
 def write_tables(cells: list[Cell], order: list[str], out: Path) -> str:
@@ -316,7 +324,7 @@ def write_tables(cells: list[Cell], order: list[str], out: Path) -> str:
     found = contrasts(cells, order)
     parts = protections(cells, order, rows)
     if found:
-        parts.append("### Contrasts to plain\n\n" + markdown(header, found))
+        parts.append("#### Contrasts to plain\n\n" + markdown(header, found))
     parts += [attacks(cells, order), inference(cells, order), mitigations(cells, order)]
     text = "\n\n".join(parts) + "\n"
     write_text(out / "trust-grid.md", text)

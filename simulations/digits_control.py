@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import dp_accounting
 import numpy as np
@@ -64,7 +64,8 @@ def digits(seed: int) -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int
     """Return training and test images with labels; one digit keeps a tenth of its training."""
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    loaded: Any = load_digits(return_X_y=True)
+    images, labels = loaded[0].astype(np.float64), loaded[1].astype(np.int64)
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(images))
     cut = round(_TEST * len(order))
@@ -73,7 +74,7 @@ def digits(seed: int) -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int
     dropped = rng.permutation(rare)[round(KEPT * len(rare)) :]
     train = np.setdiff1d(train, dropped)
     scaled = images / 16.0 - 0.5
-    return scaled[train], labels[train].astype(np.int64), scaled[test], labels[test]
+    return scaled[train], labels[train], scaled[test], labels[test]
 
 
 def _forward(x: Floats, layers: list[Floats]) -> tuple[Floats, Floats, Floats]:

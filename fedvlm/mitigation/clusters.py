@@ -1,9 +1,21 @@
 """Weak clusters drawn more often: what a client may do with its own pairs before it trains."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedvlm.errors import ConfigError
+
+
+def _kmeans() -> Any:
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ConfigError(
+            'scikit-learn is not installed; install it with: pip install "fedvlm[trust]"'
+        ) from error
+    return KMeans
 
 
 def resampled(
@@ -29,10 +41,8 @@ def resampled(
         Shape (n,), with repeats, ascending. Where no cluster has an error, the rows as they are.
 
     Raises:
-        ConfigError: Other lengths, or errors that are negative or not finite.
+        ConfigError: Other lengths, errors that are negative or not finite, or no scikit-learn.
     """
-    from sklearn.cluster import KMeans
-
     own = np.asarray(rows, dtype=np.int64)
     found = np.asarray(embeddings, dtype=np.float64)
     wrong = np.asarray(errors, dtype=np.float64)
@@ -40,7 +50,7 @@ def resampled(
         raise ConfigError("need an embedding and an error of 0 or more for each row")
     count = max(1, min(clusters, len(own) // 5))
     seed = int(rng.integers(2**31))
-    place = KMeans(count, n_init=4, random_state=seed).fit_predict(found)
+    place = _kmeans()(count, n_init=4, random_state=seed).fit_predict(found)
     sizes = np.bincount(place, minlength=count)
     mean = np.bincount(place, weights=wrong, minlength=count) / np.maximum(sizes, 1)
     if not mean.sum() > 0:

@@ -114,13 +114,36 @@ def test_tables_and_figures_are_rebuilt_from_the_cells(grid, tmp_path):
     assert {path.name for path in paths} >= {"trust-fairness.svg"}
 
 
+def test_every_panel_of_a_figure_names_its_rows_alike(tmp_path):
+    """A measure that zero-shot has not must not move the others' points by a row."""
+    from matplotlib.figure import Figure
+
+    from simulations import _trust_figures
+
+    cells = [
+        _told("plain", {"tone_gap": (0.14, 0.1, 0.2), "gap_of_gains": (0.07, 0.04, 0.1)}),
+        _told("he", {"tone_gap": (0.15, 0.1, 0.2), "gap_of_gains": (0.05, 0.02, 0.1)}),
+    ]
+    cells[0]["columns"][0]["before"] = cells[0]["columns"][0]["after"]
+    for measure in ("tone_gap", "gap_of_gains"):
+        ax = Figure().subplots()
+        _trust_figures._panel(ax, cells, ["plain", "he"], measure, measure, "fairness")
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names == ["zero-shot", "plain", "he"]
+        points = [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 1]
+        assert {1, 2} <= set(points) <= {0, 1, 2}
+
+
 def test_what_is_said_of_one_two_and_three_seeds(grid):
     plain = [cell for cell in grid if cell["cell"] == "plain"]
     one, two, three = (summary(plain[:n], "tone_gap") for n in (1, 2, 3))
     assert (one.low, one.high) == (0.0, 0.2)  # its own interval
     assert (two.low, two.high) == (0.0, 0.2)  # what either's holds
     values = [cell["columns"][0]["after"]["value"] for cell in plain]
-    assert three.low < min(values) < max(values) < three.high  # Student's
+    assert three.low < min(values) < max(values) < three.high  # Student's, and more
+    alike = [_told("plain", {"tone_gap": (0.1, 0.05, 0.15)}) for _ in range(3)]
+    same = summary(alike, "tone_gap")  # seeds that agree don't make concepts more
+    assert same.high - same.low == pytest.approx(0.1)
     assert summary([], "tone_gap") is None
 
 
@@ -150,8 +173,20 @@ def test_a_verdict_follows_the_numbers_and_what_was_not_run_has_none():
     assert one[claim][3] == "1 |"
     others = [line for text, line in one.items() if text != claim]
     assert all(line[2] == NOT_RUN for line in others)
+    attacked = [
+        {"cell": f"attack-{name}", "kind": "attack", "seed": 0, "after": {"success": told}}
+        for name, told in (
+            ("plain", {"value": 0.4, "low": 0.3, "high": 0.5, "rows": 99, "clusters": 99}),
+            ("norm-bound", {"value": 0.0, "low": 0.0, "high": 0.1, "rows": 99, "clusters": 99}),
+        )
+    ]
+    stopped = rows(attacked)
+    assert stopped["A norm bound stops it, at a server that sees single updates"][2] == "reproduced"
+    assert stopped["Secure aggregation hides who did it, and stops nothing"][2] == NOT_RUN
     none = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (0.02, -0.1, 0.1)})])
-    assert none[claim][2] == "not reproduced"
+    assert none[claim][2].startswith("undecided")
+    less = rows([_told("plain", {"tone_gap": (0.1, 0.0, 0.2)}, {"tone_gap": (-0.1, -0.2, -0.05)})])
+    assert less[claim][2] == "not reproduced"
 
 
 def test_half_of_the_tones_is_read_anew_and_nothing_else(monkeypatch):
