@@ -55,7 +55,7 @@ def test_text_of_a_comparison_stays_text():
     assert parsed.text.count("alert(1)") > 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(grid=GRIDS)
 def test_any_comparison_makes_a_page(grid):
     Parsed(render(comparison_page(Comparison(grid.columns, grid.rows, grid))))

@@ -114,7 +114,7 @@ def test_text_of_a_file_stays_text(tmp_path):
     assert parsed.text.count("alert(1)") > 20  # it is there, as text
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=st.text(min_size=1, max_size=40))
 def test_no_text_changes_what_the_page_is(text):
     found = replace(
@@ -132,7 +132,7 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(numbers=st.lists(NUMBERS, min_size=1, max_size=7))
 def test_any_numbers_make_a_page(numbers):
     drawn = itertools.cycle(numbers)
