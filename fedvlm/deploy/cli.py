@@ -163,7 +163,7 @@ def run(
         typer.echo(finished)
         return
     begin = place_of(place) if resume else 0
-    follower = Follower(config.training.rounds)
+    follower = Follower(config.training.rounds, config)
     with (
         tracked(track or [], config.to_dict()) as take,
         watched(config, port_of(watch, watch_port), typer.echo) as shown,

@@ -38,6 +38,8 @@ class Result:
             client.
         adapter: Kind, number of trained parameters, schema hash.
         seconds: Wall time by phase.
+        best: The round of the highest validation score: `round`, `validation`, and the folder of
+            its `adapter` within the run's; empty where there is no validation part.
     """
 
     summary: dict[str, float | None]
@@ -51,6 +53,7 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
