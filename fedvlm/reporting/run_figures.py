@@ -24,7 +24,7 @@ from fedvlm.reporting.svg import top_of
 ELSEWHERE = {
     "ood": "a domain that nobody holds",
     "withheld": "concepts that nobody holds",
-    "retention": "public concepts, forgotten in part",
+    "retention": "public concepts",
 }
 _REFERENCES = (
     ("central", "central", "central"),
@@ -80,9 +80,18 @@ def rounds_figure(facts: Facts) -> Figure | None:
     return Figure(
         f"{what}, by round",
         "Dashed: what it is to be read against, on the same test."
-        + (" Shaded: the 95 % interval over test images." if banded else ""),
+        + (" Shaded: the 95 % interval over test images." if banded else "")
+        + _best(facts),
         (both(draw),),
     )
+
+
+def _best(facts: Facts) -> str:
+    """Say which round was best on validation, where that is another one than the last."""
+    best = finite(facts.result.best.get("round"))
+    if best is None or best == facts.result.rounds[-1]["round"]:
+        return ""
+    return f" Best on validation: round {best:.0f}."
 
 
 def _label(facts: Facts, points: list[tuple[int, Score]]) -> str:
