@@ -62,11 +62,17 @@ def signed(value: float, digits: int) -> str:
 
 
 def decimal(value: Any, digits: int = 2) -> str:
-    """Return a number with so many digits behind the point."""
+    """Return a number with so many digits behind the point.
+
+    Example:
+        >>> decimal(-0.004), decimal(-1234.5)
+        ('0.00', '−1,234.50')
+    """
     number = finite(value)
     if number is None:
         return NONE
-    return f"{number:,.{digits}f}".replace("-", "−")
+    text = f"{abs(number):,.{digits}f}"
+    return f"−{text}" if number < 0 and text.strip("0.,") else text
 
 
 def count(value: Any) -> str:

@@ -1,5 +1,6 @@
 """A run's figures: by round, elsewhere, by domain, by vantage, and by pillar of trust."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ _REFERENCES = (
     ("zero_shot", "zero-shot", "zero-shot"),
 )
 _SHOWN = 5  # attacks of a vantage
+_MEASURES = 7  # of a pillar
 
 
 def _points(facts: Facts, part: str) -> list[tuple[int, Score]]:
@@ -276,12 +278,22 @@ def _estimate(told: Any) -> Score | None:
     return Score(float(told["value"]), finite(told.get("low")), finite(told.get("high")))
 
 
+def _moved(column: Mapping[str, Any]) -> float:
+    """Return how far a run moved a measure, in half intervals; the primary one comes first."""
+    change = _estimate(column.get("change"))
+    if column.get("primary"):
+        return math.inf
+    if change is None or change.low is None or change.high is None or change.high <= change.low:
+        return 0.0
+    return 2 * abs(change.value) / (change.high - change.low)
+
+
 def trust_figure(facts: Facts) -> Figure | None:
     """Draw the trust audit's measures by pillar, zero-shot beside the run."""
-    by_pillar: dict[str, list[Row]] = {}
+    by_pillar: dict[str, list[tuple[float, Row]]] = {}
     for column in facts.trust.get("columns") or []:
         after = _estimate(column.get("after"))
-        if after is None:
+        if after is None or column.get("pillar") == "utility":  # that is the page's first figure
             continue
         title, marks = str(column.get("title")), []
         for one, when, kind in (
@@ -293,11 +305,13 @@ def trust_figure(facts: Facts) -> Figure | None:
                 told += f" [{decimal(one.low, 3)}, {decimal(one.high, 3)}]"
                 marks.append(Mark(one, told, kind))
         row = Row(title, marks, decimal(after.value, 2), strong=bool(column.get("primary")))
-        by_pillar.setdefault(str(column.get("pillar")), []).append(row)
+        by_pillar.setdefault(str(column.get("pillar")), []).append((_moved(column), row))
     if not by_pillar:
         return None
     pictures = []
-    for pillar, rows in by_pillar.items():
+    for pillar, found in by_pillar.items():
+        rows = [row for _, row in sorted(found, key=lambda pair: -pair[0])[:_MEASURES]]
+        more = len(found) - len(rows)
         ends = [
             value
             for row in rows
@@ -318,12 +332,13 @@ def trust_figure(facts: Facts) -> Figure | None:
                     right=52,
                 ),
                 title=pillar,
+                note=f"and {more} that moved less" if more else "",
             )
         )
     return Figure(
         "Whom it helps and whom it hurts, by pillar",
         "Hollow: zero-shot. Filled: this run. Bars: 95 % intervals over concepts. In bold: the "
-        "pillar's primary measure.",
+        "pillar's primary measure. Below it, what the run moved most beside its uncertainty.",
         tuple(pictures),
         two=True,
     )
