@@ -29,7 +29,7 @@ def percent(value: Any, digits: int = 1) -> str:
         ('62.0 %', '–')
     """
     number = finite(value)
-    return NONE if number is None else f"{100 * number:.{digits}f}{_THIN}%"
+    return NONE if number is None else f"{decimal(100 * number, digits)}{_THIN}%"
 
 
 def round_percent(value: Any) -> str:
