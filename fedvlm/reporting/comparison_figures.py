@@ -25,6 +25,7 @@ from fedvlm.reporting.numbers import (
 )
 from fedvlm.reporting.svg import top_of
 
+_APART = 1.1  # bytes that differ by less say nothing
 _REFERENCES = {
     "central": "central",
     "local_only": "clients alone",
@@ -51,6 +52,12 @@ def label_of(row: Row, grid: Grid) -> str:
     return told.replace(" = ", "\u00a0=\u00a0")
 
 
+def reason_of(cell: Measured) -> str:
+    """Return why a cell has no value: what failed, or that it wasn't computed yet."""
+    told = cell.failed.strip()
+    return told if told.startswith(("failed", "not ")) else f"failed: {told}"
+
+
 def _score(row: Row, key: str) -> Score | None:
     cell, value = row.cells.get(key), row.number(key)
     if cell is None or value is None:
@@ -67,7 +74,7 @@ def _drawn(grid: Grid, key: str, show: Callable[[float | None], str]) -> list[Dr
             told = f"{name}: {show(score.value)} {between(show(score.low), show(score.high))}"
             out.append(Drawn(name, [Mark(score, told.strip())], show(score.value)))
         elif cell is not None and cell.failed:
-            out.append(Drawn(name, why_not=f"failed: {cell.failed}"))
+            out.append(Drawn(name, why_not=reason_of(cell)))
     return out
 
 
@@ -173,9 +180,9 @@ def bytes_figure(table: Comparison) -> Figure | None:
             continue
         name = label_of(row, table)
         points.append(Point(name, sent, value, f"{name}: {percent(value)}, {size(sent)} a round"))
-    if len({round(p.x, -3) for p in points}) < 2:
-        return None
     xs = [p.x for p in points]
+    if not xs or max(xs) < _APART * min(xs):
+        return None
     return _scatter(
         table,
         points,

@@ -12,6 +12,7 @@ from fedvlm.reporting.comparison_figures import (
     bytes_figure,
     label_of,
     privacy_figure,
+    reason_of,
     vantage_figure,
     worst_leak,
     writer_of,
@@ -45,7 +46,7 @@ def cell_of(column: Column, cell: Measured | None) -> Cell:
     if cell is None:
         return Cell(NONE, kind="none")
     if cell.failed:
-        return Cell("failed", cell.failed, None, "failed")
+        return Cell("not yet" if cell.failed.startswith("not ") else "failed", kind="failed")
     if isinstance(cell.value, str):
         return Cell(cell.value, cell.note)
     show = writer_of(column, cell)
@@ -92,7 +93,7 @@ def verdict(table: Comparison) -> str:
         words = f"{label_of(row, table)} keeps {round_percent(kept)} of the gain"
         told.append(f"{words} and leaves AUC {decimal(after.value)}")
     line = "; ".join(told)
-    return f"{line[:1].upper()}{line[1:]}." if line else ""
+    return f"{_capital(line)}." if line else ""
 
 
 def _best(table: Comparison, open_: Row | None) -> tuple[Row, float, Score] | None:
@@ -121,18 +122,21 @@ def _sentence(table: Comparison) -> str:
 
 
 def _failed(table: Comparison) -> Notes | None:
-    notes = []
+    """Return each reason once, with all that it kept from being measured."""
+    reasons: dict[str, dict[str, list[str]]] = {}
     for grid in (table, table.inference):
-        for row in () if grid is None else grid.rows:
-            reasons: dict[str, list[str]] = {}
-            for column in () if grid is None else grid.columns:
+        if grid is None:
+            continue
+        for row in grid.rows:
+            for column in grid.columns:
                 cell = row.cells.get(column.key)
                 if cell is not None and cell.failed:
-                    reasons.setdefault(cell.failed, []).append(column.title)
-            notes += [
-                Note(f"{label_of(row, table)}: {', '.join(titles)}", why, bad=True)
-                for why, titles in reasons.items()
-            ]
+                    rows = reasons.setdefault(reason_of(cell), {})
+                    rows.setdefault(label_of(row, grid), []).append(column.title)
+    notes = [
+        Note(why, "; ".join(f"{n}: {', '.join(c)}" for n, c in rows.items()), bad=why[:4] != "not ")
+        for why, rows in reasons.items()
+    ]
     return Notes(notes) if notes else None
 
 
@@ -154,6 +158,10 @@ def _origin(table: Comparison) -> Section:
     return Section("again", "Make this again", blocks)
 
 
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def comparison_page(table: Comparison) -> Page:
     """Return a comparison's page."""
 
@@ -166,7 +174,9 @@ def comparison_page(table: Comparison) -> Page:
     infer_notes = None if table.inference is None else _columns_notes(table.inference)
     failed = _failed(table)
     sections = [
-        section("gain", "", Text(table.note) if table.note else None, accuracy_figure(table)),
+        section(
+            "gain", "", Text(_capital(table.note)) if table.note else None, accuracy_figure(table)
+        ),
         section(
             "table",
             "What each protection buys and costs",
@@ -181,7 +191,7 @@ def comparison_page(table: Comparison) -> Page:
             inference,
             Fold("What these columns mean", [infer_notes]) if inference and infer_notes else None,
         ),
-        section("failed", "What failed", failed),
+        section("failed", "What has no number, and why", failed),
         _origin(table),
     ]
     return Page(

@@ -58,7 +58,7 @@ class LivePage:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._follower = Follower(self.config.training.rounds)
+        self._follower = Follower(self.config.training.rounds, self.config)
 
     def event(self, event: dict[str, Any]) -> None:
         """Take an event of the run, as `on_event` hands it over."""

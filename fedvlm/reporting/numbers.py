@@ -29,7 +29,7 @@ def percent(value: Any, digits: int = 1) -> str:
         ('62.0 %', '–')
     """
     number = finite(value)
-    return NONE if number is None else f"{100 * number:.{digits}f}{_THIN}%"
+    return NONE if number is None else f"{decimal(100 * number, digits)}{_THIN}%"
 
 
 def round_percent(value: Any) -> str:
@@ -62,11 +62,17 @@ def signed(value: float, digits: int) -> str:
 
 
 def decimal(value: Any, digits: int = 2) -> str:
-    """Return a number with so many digits behind the point."""
+    """Return a number with so many digits behind the point.
+
+    Example:
+        >>> decimal(-0.004), decimal(-1234.5)
+        ('0.00', '−1,234.50')
+    """
     number = finite(value)
     if number is None:
         return NONE
-    return f"{number:,.{digits}f}".replace("-", "−")
+    text = f"{abs(number):,.{digits}f}"
+    return f"−{text}" if number < 0 and text.strip("0.,") else text
 
 
 def count(value: Any) -> str:

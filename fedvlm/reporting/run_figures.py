@@ -1,5 +1,6 @@
 """A run's figures: by round, elsewhere, by domain, by vantage, and by pillar of trust."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from fedvlm.reporting.svg import top_of
 ELSEWHERE = {
     "ood": "a domain that nobody holds",
     "withheld": "concepts that nobody holds",
-    "retention": "public concepts, forgotten in part",
+    "retention": "public concepts",
 }
 _REFERENCES = (
     ("central", "central", "central"),
@@ -34,6 +35,7 @@ _REFERENCES = (
     ("zero_shot", "zero-shot", "zero-shot"),
 )
 _SHOWN = 5  # attacks of a vantage
+_MEASURES = 7  # of a pillar
 
 
 def _points(facts: Facts, part: str) -> list[tuple[int, Score]]:
@@ -80,9 +82,18 @@ def rounds_figure(facts: Facts) -> Figure | None:
     return Figure(
         f"{what}, by round",
         "Dashed: what it is to be read against, on the same test."
-        + (" Shaded: the 95 % interval over test images." if banded else ""),
+        + (" Shaded: the 95 % interval over test images." if banded else "")
+        + _best(facts),
         (both(draw),),
     )
+
+
+def _best(facts: Facts) -> str:
+    """Say which round was best on validation, where that is another one than the last."""
+    best = finite(facts.result.best.get("round"))
+    if best is None or best == facts.result.rounds[-1]["round"]:
+        return ""
+    return f" Best on validation: round {best:.0f}."
 
 
 def _label(facts: Facts, points: list[tuple[int, Score]]) -> str:
@@ -267,12 +278,22 @@ def _estimate(told: Any) -> Score | None:
     return Score(float(told["value"]), finite(told.get("low")), finite(told.get("high")))
 
 
+def _moved(column: Mapping[str, Any]) -> float:
+    """Return how far a run moved a measure, in half intervals; the primary one comes first."""
+    change = _estimate(column.get("change"))
+    if column.get("primary"):
+        return math.inf
+    if change is None or change.low is None or change.high is None or change.high <= change.low:
+        return 0.0
+    return 2 * abs(change.value) / (change.high - change.low)
+
+
 def trust_figure(facts: Facts) -> Figure | None:
     """Draw the trust audit's measures by pillar, zero-shot beside the run."""
-    by_pillar: dict[str, list[Row]] = {}
+    by_pillar: dict[str, list[tuple[float, Row]]] = {}
     for column in facts.trust.get("columns") or []:
         after = _estimate(column.get("after"))
-        if after is None:
+        if after is None or column.get("pillar") == "utility":  # that is the page's first figure
             continue
         title, marks = str(column.get("title")), []
         for one, when, kind in (
@@ -284,11 +305,13 @@ def trust_figure(facts: Facts) -> Figure | None:
                 told += f" [{decimal(one.low, 3)}, {decimal(one.high, 3)}]"
                 marks.append(Mark(one, told, kind))
         row = Row(title, marks, decimal(after.value, 2), strong=bool(column.get("primary")))
-        by_pillar.setdefault(str(column.get("pillar")), []).append(row)
+        by_pillar.setdefault(str(column.get("pillar")), []).append((_moved(column), row))
     if not by_pillar:
         return None
     pictures = []
-    for pillar, rows in by_pillar.items():
+    for pillar, found in by_pillar.items():
+        rows = [row for _, row in sorted(found, key=lambda pair: -pair[0])[:_MEASURES]]
+        more = len(found) - len(rows)
         ends = [
             value
             for row in rows
@@ -309,12 +332,13 @@ def trust_figure(facts: Facts) -> Figure | None:
                     right=52,
                 ),
                 title=pillar,
+                note=f"and {more} that moved less" if more else "",
             )
         )
     return Figure(
         "Whom it helps and whom it hurts, by pillar",
         "Hollow: zero-shot. Filled: this run. Bars: 95 % intervals over concepts. In bold: the "
-        "pillar's primary measure.",
+        "pillar's primary measure. Below it, what the run moved most beside its uncertainty.",
         tuple(pictures),
         two=True,
     )

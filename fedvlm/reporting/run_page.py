@@ -85,6 +85,10 @@ def _leakage(facts: Facts) -> Section:
     return Section("leakage", "What leaks, and to whom", found)
 
 
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)
+
+
 def _privacy(facts: Facts) -> Section | None:
     told = facts.result.protection.get("parameters") or {}
     rows = [("how updates are summed", facts.protect)]
@@ -93,7 +97,7 @@ def _privacy(facts: Facts) -> Section | None:
     if privacy:
         spent = f"{decimal(privacy.get('epsilon'))} at δ {power(privacy.get('delta'))}"
         rows += [("differential privacy", facts.dp), (f"ε for each {unit_of(facts)}", spent)]
-        rows += [(w, plain(privacy[k])) for k, w in _PRIVACY.items() if k in privacy]
+        rows += [(w, _short(privacy[k])) for k, w in _PRIVACY.items() if k in privacy]
     else:
         rows.append(("differential privacy", "none"))
     table = _facts_table("How it was protected", rows)

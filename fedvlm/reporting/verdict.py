@@ -71,7 +71,7 @@ def claim(facts: Facts) -> str:
         return ""
     if privacy.get("simulated_noise"):
         return "the noise follows from the seed and protects nobody"
-    told = f"ε {decimal(privacy.get('epsilon'))} at δ {power(privacy.get('delta'))}"
+    told = f"ε\u00a0{decimal(privacy.get('epsilon'))} at δ\u00a0{power(privacy.get('delta'))}"
     told += f" for each {unit_of(facts)}"
     return f"{told}, which the audit refutes" if facts.audit.get("refuted") else told
 
@@ -84,6 +84,9 @@ def verdict(facts: Facts) -> str:
     """
     best = facts.best
     scored = gain(facts.before, facts.after)
+    control = finite(facts.result.summary.get("control"))
+    if facts.after is not None and control is not None and facts.after.value < control:
+        scored += f", below the {round_percent(control)} of public pairs alone"
     if scored and facts.on_nodes:
         scored += " on what the nodes held out"
     there = leak(best.get(facts.server), "from there")

@@ -41,6 +41,26 @@ def test_a_folder_with_a_comparison_has_its_page(tmp_path):
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
 
 
+def test_each_reason_is_told_once():
+    cell = Cell(failed="not measured yet: the same command goes on")
+    rows = tuple(Row(f"row {k}", "", {"accuracy": cell, "auc_V1": cell}) for k in range(9))
+    late = Row("late", "", {"accuracy": Cell(failed="failed: too few nodes")})
+    page = render(comparison_page(replace(comparison(), rows=(*rows, late), inference=None)))
+    section = page[page.index('<section id="failed">') :]
+    assert section.count("not measured yet") == 1
+    assert "row 3: accuracy, AUC V1" in section
+    assert "failed: failed" not in page
+    assert section.count('class="bad"') == 1
+
+
+def test_bytes_that_hardly_differ_are_not_drawn():
+    found = comparison()
+    rows = [Row(r.name, r.adapter, {**r.cells, "upload_bytes": Cell(776500.0 + k)})
+            for k, r in enumerate(found.rows)]  # fmt: skip
+    assert "Bytes and accuracy" in render(comparison_page(found))
+    assert "Bytes and accuracy" not in render(comparison_page(replace(found, rows=tuple(rows))))
+
+
 def test_text_of_a_comparison_stays_text():
     rows = tuple(
         Row(HOSTILE, HOSTILE, {"accuracy": Cell(failed=HOSTILE), "auc_V1": Cell(HOSTILE)})
@@ -55,7 +75,7 @@ def test_text_of_a_comparison_stays_text():
     assert parsed.text.count("alert(1)") > 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(grid=GRIDS)
 def test_any_comparison_makes_a_page(grid):
     Parsed(render(comparison_page(Comparison(grid.columns, grid.rows, grid))))
