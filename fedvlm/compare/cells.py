@@ -81,6 +81,13 @@ class CellFolder:
             told = {name: round(value + spent[name], 2) for name, value in self.seconds.items()}
             write_text(self.path / _TOOK, json.dumps(told) + "\n")
 
+    def _file(self, stage: str, sizes: Mapping[str, Any]) -> Path:
+        return self.path / f"{stage}-{content_hash(**sizes)}.json"
+
+    def has(self, stage: str, **sizes: Any) -> bool:
+        """Return whether a stage was measured."""
+        return self._file(stage, sizes).exists()
+
     def kept(self, stage: str, measure: Callable[[], dict[str, Any]], **sizes: Any) -> Any:
         """Return what a stage measured: from its file, or measured now and written.
 
@@ -89,7 +96,7 @@ class CellFolder:
             measure: Measures it; what it raises leaves no file, and is tried again another time.
             sizes: What decides it beside the run; part of the file's name.
         """
-        path = self.path / f"{stage}-{content_hash(**sizes)}.json"
+        path = self._file(stage, sizes)
         try:
             return json.loads(path.read_text(encoding="utf-8"))["found"]
         except (OSError, ValueError, KeyError):

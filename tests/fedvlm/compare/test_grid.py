@@ -131,3 +131,13 @@ def test_a_quick_table_says_so(world, tmp_path):
     found = module.Grower(Spec(Config(), ("none",), ("utility",), quick=True), tmp_path).run()
     assert found.note.startswith("quick:")
     assert "quick:" in markdown(found).lower()
+
+
+def test_what_is_there_is_shown_without_a_run(world, tmp_path):
+    half = Spec(Config(), ("none",), SPEC.groups, ("lora",))
+    module.Grower(half, tmp_path).run()
+    lines = []
+    found = by_name(module.Grower(SPEC, tmp_path, say=lines.append, measures=False).run())
+    assert world.ran == ["none-lora-0"]
+    assert found["none", "lora"][ACCURACY].value == 0.5
+    assert "not measured yet" in found["secure aggregation", "lora"][ACCURACY].failed

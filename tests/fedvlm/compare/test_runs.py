@@ -15,7 +15,8 @@ def result(score=0.5, seed=0, domains=None, **settings):
     config = config_from(settings | {"seed": seed}).to_dict()
     last = {
         "round": 1, "test_one_of_100": score, "test_one_of_100_low": score - 0.05,
-        "test_one_of_100_high": score + 0.05, "upload_bytes_per_client": 1000, "server_seconds": 0.1,
+        "test_one_of_100_high": score + 0.05, "upload_bytes_per_client": 1000,
+        "server_seconds": 0.1,
     }  # fmt: skip
     last |= {f"domain_{name}": value for name, value in (domains or {}).items()}
     data = {"fingerprint": "f", "splits": "s", "metric": "one_of_100"}
