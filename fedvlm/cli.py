@@ -17,6 +17,7 @@ from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
 from fedvlm.tracking import TRACK_HELP
+from fedvlm.watching import PORT_HELP, WATCH_HELP, port_of, watched
 
 app = typer.Typer(
     help="Federated fine-tuning of vision-language models, its protections and its leakage.",
@@ -29,6 +30,8 @@ app.add_typer(data_app, name="data")
 
 _state = {"debug": False}
 TRACK = typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
+WATCH = typer.Option("--watch", help=WATCH_HELP)
+WATCH_PORT = typer.Option("--watch-port", min=1, max=65535, help=PORT_HELP)
 
 
 def _show_version(asked: bool) -> None:
@@ -93,6 +96,8 @@ def simulate(
         bool, typer.Option("--overwrite", help="replace the run that --out holds")
     ] = False,
     track: Annotated[list[str] | None, TRACK] = None,
+    watch: Annotated[bool, WATCH] = False,
+    watch_port: Annotated[int | None, WATCH_PORT] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     json_lines: Annotated[
         bool, typer.Option("--json-lines", help="print each event as a line of JSON, as it comes")
@@ -149,6 +154,7 @@ def simulate(
 
     def on_event(event: dict[str, Any]) -> None:
         nonlocal status
+        shown.event(event)
         if json_lines:
             typer.echo(json.dumps(event))
         if event["event"] == "round":  # before the next one's silence is counted
@@ -156,7 +162,11 @@ def simulate(
         else:
             list(follower.lines(event))
 
-    with progress_bars() as progress, tracked(track or [], chosen.to_dict()) as take:
+    with (
+        progress_bars() as progress,
+        tracked(track or [], chosen.to_dict()) as take,
+        watched(chosen, port_of(watch, watch_port), _say) as shown,
+    ):
 
         def on_round(entry: dict[str, Any]) -> None:
             nonlocal said, status
@@ -170,6 +180,7 @@ def simulate(
             status = ""  # what is told again after a resume has none
             progress("rounds", entry["round"], chosen.training.rounds)
             take(entry)
+            shown.round(entry)
 
         result = run(
             chosen,
@@ -179,6 +190,7 @@ def simulate(
             on_round=on_round,
             on_event=on_event,
         )
+        shown.end(result)
     if finished:
         _say(finished)
     for notice in after(result):
@@ -216,14 +228,14 @@ def init(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder of a run")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="folder of a run, or of a comparison")
+    ],
 ) -> None:
-    """Write DIR/report.html and DIR/figures from DIR/result.json."""
-    from fedvlm.federation.result import Result
-    from fedvlm.reporting import write_report
+    """Write DIR/report.html, one page that works offline, for DIR's run or comparison."""
+    from fedvlm.reporting import report_of
 
-    path = write_report(Result.load(folder), folder)
-    typer.echo(path)
+    typer.echo(report_of(folder))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fedvlm.reporting.student import interval
 from simulations._heads_cells import Cell
+from simulations._page_figure import panels, save
 
 PARTS = ("test", "ood", "withheld")
 Scores = dict[str, dict[str, list[float]]]
@@ -139,7 +140,7 @@ def plot_clients(scores: Scores, ax: Axes) -> Axes:
             linewidth=1,
         )
         ax.set_xscale("log")
-        ax.axvspan(counts.min() / 2, 240, color="#dddddd", alpha=0.6, linewidth=0, zorder=0)
+        ax.axvspan(counts.min() / 2, 240, color=_GREY, alpha=0.2, linewidth=0, zorder=0)
         ax.text(50, 60, "hopeless:\nthe control", ha="center", fontsize="small")
         ax.set_xlim(counts.min() / 2, counts.max() * 2)
     ax.set_xlabel("clients (2,480 pairs; above 1,000: 2.5 each)")
@@ -148,21 +149,19 @@ def plot_clients(scores: Scores, ax: Axes) -> Axes:
 
 
 def figure(scores: Scores) -> Figure:
-    """Draw both δ and the client level side by side."""
-    found = Figure(figsize=(12.5, 4.6), layout="constrained")
-    one, other, clients = found.subplots(1, 3, sharey=True, width_ratios=[1.15, 1.15, 0.8])
+    """Draw both δ and the client level below each other."""
+    found, (one, other, clients) = panels(3, height=4.6)
     plot_levels(scores, "0.001", one)
     plot_levels(scores, "1e-05", other)
     plot_clients(scores, clients)
-    one.set_ylabel("caption is first among 100, %")
-    one.set_ylim(0, 85)
-    if one.get_legend_handles_labels()[0]:
-        one.legend(fontsize="x-small", loc="upper right")
+    for ax in (one, other, clients):
+        ax.set_ylabel("caption is first among 100, %")
+        ax.set_ylim(0, 85)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="upper right")
     return found
 
 
 def draw(scores: Scores, out: Path) -> None:
-    """Write the figure as SVG and PNG."""
-    found = figure(scores)
-    found.savefig(out / "privacy-utility.svg")
-    found.savefig(out / "privacy-utility.png", dpi=110)
+    """Write the figure as SVG."""
+    save(figure(scores), out / "privacy-utility.svg")

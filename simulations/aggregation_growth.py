@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from simulations._page_figure import panels, save
 from simulations.benchmarks._aggregation_growth import LENGTHS, Growth, sweep
 from simulations.benchmarks._harness import machine
 
@@ -37,14 +38,7 @@ def table(cells: list[Growth]) -> str:
 
 def draw(cells: list[Growth], path: Path) -> None:
     """Draw client and server seconds over the cohort, one line a length."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    # The same cells give the same file.
-    mpl.rcParams["svg.hashsalt"] = NAME
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, layout="constrained")
+    figure, axes = panels(2)
     # Okabe and Ito's colours, told apart by the colour-blind, and by the marker without colour.
     styles = zip(("#0072B2", "#D55E00", "#009E73"), ("o", "s", "^"), LENGTHS, strict=True)
     for colour, marker, length in styles:
@@ -60,8 +54,7 @@ def draw(cells: list[Growth], path: Path) -> None:
         axis.set_ylabel("CPU seconds")
         axis.grid(visible=True, which="major", alpha=0.3)
     axes[0].legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(

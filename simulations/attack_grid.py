@@ -7,6 +7,7 @@ every second pair held out by a fair coin, and overfits enough to leak without p
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +24,10 @@ from fedvlm.federation import Result, simulate
 from fedvlm.files import write_text
 from fedvlm.leakage.audit_run import RunAudit, audit_run
 from fedvlm.leakage.vantage import Vantage
+from simulations._page_figure import panels, save
+
+REFERENCE = Path(__file__).parent / "reference" / "attack-grid.json"
+_SEEN = ("server", "sum", "client", "weights", "API")
 
 BASE = config_from(
     {
@@ -162,18 +166,19 @@ def markdown(cells: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def plot(cells: dict[str, dict[str, Any]], ax: Axes) -> Axes:
-    """Draw the best attack's AUC with its interval, vantage by vantage."""
-    for place, (name, cell) in enumerate(cells.items()):
+def plot(rows: list[list[str]], ax: Axes) -> Axes:
+    """Draw the best attack's AUC with its interval, vantage by vantage, from the grid's rows."""
+    names = list(dict.fromkeys(row[0] for row in rows))
+    for place, name in enumerate(names):
         colour = _COLOURS[place % len(_COLOURS)]
         drawn = False
         for number, vantage in enumerate(Vantage):
-            rows = [row for row in cell["audit"]["rows"] if row["vantage"] == str(vantage)]
-            if not rows:
+            (auc,) = (row[3] for row in rows if row[:2] == [name, str(vantage)])
+            if auc == "–":
                 continue
-            value, low, high = (rows[0][key] for key in ("auc", "auc_low", "auc_high"))
+            value, low, high = (float(each) for each in re.findall(r"\d+\.\d+", auc))
             ax.errorbar(
-                number + 0.13 * (place - (len(cells) - 1) / 2),
+                number + 0.13 * (place - (len(names) - 1) / 2),
                 value,
                 [[value - low], [high - value]],
                 fmt="o",
@@ -184,11 +189,19 @@ def plot(cells: dict[str, dict[str, Any]], ax: Axes) -> Axes:
             )
             drawn = True
     ax.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    ax.set_xticks(range(len(Vantage)), [f"{v}\n{v.title}" for v in Vantage], fontsize="x-small")
+    seen = zip(Vantage, _SEEN, strict=True)
+    ax.set_xticks(range(len(Vantage)), [f"{vantage}\n{short}" for vantage, short in seen])
     ax.set_ylim(0.4, 1.0)
     ax.set_ylabel("AUC of the best attack, 95 %")
-    ax.legend(fontsize="small")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=2)
     return ax
+
+
+def draw(rows: list[list[str]], out: Path) -> None:
+    """Write the figure as SVG."""
+    figure, (ax,) = panels(1, height=4.8)
+    plot(rows, ax)
+    save(figure, out / "attack-grid.svg")
 
 
 def main(
@@ -196,8 +209,14 @@ def main(
     per_client: Annotated[int, typer.Option(help="candidates a client", min=4)] = 500,
     only: Annotated[list[str] | None, typer.Option(help="protections to run")] = None,
     seed: Annotated[int, typer.Option(help="the experiment's seed", min=0)] = 0,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="run nothing: draw what the repository keeps")
+    ] = False,
 ) -> None:
     """Run the grid of vantages and protections, print it, and write grid.md and a figure."""
+    if reference:
+        draw(json.loads(REFERENCE.read_text(encoding="utf-8")), out)
+        return
     names = only or list(PROTECTIONS)
     unknown = sorted(set(names) - set(PROTECTIONS))
     if unknown:
@@ -211,9 +230,8 @@ def main(
             refused[name] = str(error)  # a cell that can't be is named below, the others go on
     show(cells)
     write_text(out / "grid.md", markdown(cells))
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    plot(cells, figure.subplots())
-    figure.savefig(out / "attack-grid.png", dpi=150)
+    write_text(out / "grid.json", json.dumps(grid_rows(cells), ensure_ascii=False, indent=1) + "\n")
+    draw(grid_rows(cells), out)
     for name, reason in refused.items():
         typer.echo(f"{name}: {reason}", err=True)
     if refused:

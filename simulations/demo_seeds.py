@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from fedvlm.config import load_config
-from fedvlm.files import whole_file, write_text
+from fedvlm.files import write_text
 from fedvlm.reporting import plot_rounds
 from fedvlm.reporting.seeds import markdown as table
+from simulations._page_figure import panels, save
 from simulations._seeds import run_seeds
 
 CONFIG = Path(__file__).parent / "configs" / "demo.toml"
@@ -28,9 +29,9 @@ def main(
     text = table(results, "one of 100")
     print(text)
     write_text(out / "demo-seeds.md", text)
-    figure = plot_rounds(results[0]).figure
-    with whole_file(out / "demo-rounds.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)  # pyright: ignore
+    figure, (ax,) = panels(1, height=4.4)
+    plot_rounds(results[0], ax)
+    save(figure, out / "demo-rounds.svg")
 
 
 if __name__ == "__main__":

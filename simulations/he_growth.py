@@ -15,6 +15,7 @@ import numpy as np
 from secure.he import EncryptedGallery, HEClient, HEParams
 from secure.he._residues import ResidueLayer
 from secure.he.plans import ResiduePlan
+from simulations._page_figure import panels, save
 from simulations.benchmarks import _he_peer as peer
 from simulations.benchmarks._he_peer import cpu_seconds
 from simulations.benchmarks.he import FAST, SAME, layer_call, unit_rows, weights
@@ -102,11 +103,8 @@ def table(figures: dict[str, list[Point]]) -> str:
 
 
 def plot(figures: dict[str, list[Point]]):
-    """Draw the three growths side by side; return matplotlib's figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    """Draw the three growths below each other; return matplotlib's figure."""
+    figure, axes = panels(3)
     left = figures["one vector, d to d"]
     for (name, colour), marker in zip(_COLOURS.items(), "s^o", strict=True):
         x, y = [p["width"] for p in left], [p[name] for p in left]
@@ -125,7 +123,7 @@ def plot(figures: dict[str, list[Point]]):
     axes[2].plot(x, y, color="#009E73", marker="o", label="fast parameters")
     axes[2].set(xlabel="items", title="one query, dimension 512")
     for axis in axes:
-        axis.set(xscale="log", yscale="log", ylabel="CPU seconds on the server")
+        axis.set(xscale="log", yscale="log", ylabel="server, CPU seconds")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
     return figure
@@ -152,7 +150,7 @@ def main() -> None:
         store.write_text(json.dumps(figures, indent=1) + "\n")
     figures = json.loads(store.read_text())
     (options.out / "he-growth.md").write_text(table(figures))
-    plot(figures).savefig(options.out / "he-growth.svg", metadata={"Date": None})
+    save(plot(figures), options.out / "he-growth.svg")
     print(table(figures))
 
 

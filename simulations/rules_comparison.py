@@ -25,6 +25,7 @@ from fedvlm.federation import load_task, simulate
 from fedvlm.files import write_text
 from fedvlm.reporting.student import interval
 from fedvlm.training import Evaluator
+from simulations._page_figure import panels, save
 
 ALPHAS = (0.1, 0.5, 5.0)
 BASELINE = "fedit"
@@ -204,17 +205,12 @@ def plot(cells: list[Cell], alpha: float, ax: Axes) -> Axes:
 
 def draw(cells: list[Cell], path: Path) -> None:
     """Write the figure: one panel for each α that has cells."""
-    import matplotlib.pyplot as plt
-
     shown = [alpha for alpha in ALPHAS if any(c.alpha == alpha for c in cells)]
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, layout="constrained"
-    )
-    for alpha, ax in zip(shown, axes[0], strict=True):
+    figure, axes = panels(len(shown), height=3.6)
+    for alpha, ax in zip(shown, axes, strict=True):
         plot(cells, alpha, ax)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(

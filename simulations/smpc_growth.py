@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from secure.smpc import Query, compile, infer
+from simulations._page_figure import panels, save
 from simulations.benchmarks._smpc_block import make
 
 QUERY = Query("embedding")
@@ -91,13 +92,10 @@ def table(points: dict[str, list[Point]]) -> str:
 
 def plot(points: dict[str, list[Point]]):
     """Draw bytes and seconds against each axis; return matplotlib's figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots(2, 3, sharex="col", sharey="row")
-    for column, (name, sweep) in enumerate(points.items()):
+    figure, axes = panels(2 * len(points), height=2.5)
+    for place, (name, sweep) in enumerate(points.items()):
         x = [getattr(point, name) for point in sweep]
-        above, below = axes[:, column]
+        above, below = axes[2 * place], axes[2 * place + 1]
         above.plot(x, [p.dealer_bytes / 1e6 for p in sweep], "s-", color="#D55E00", label="dealt")
         above.plot(
             x, [p.online_bytes / 1e6 for p in sweep], "o-", color="#0072B2", label="online, a party"
@@ -112,10 +110,9 @@ def plot(points: dict[str, list[Point]]):
             axis.set_xticks(x, [str(each) for each in x])
             axis.minorticks_off()
             axis.grid(visible=True, alpha=0.3)
-    axes[0, 0].set_ylabel("MB")
-    axes[1, 0].set_ylabel("seconds of arithmetic")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    axes[1, 0].legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False)
+        above.set(xlabel=name, ylabel="MB")
+        below.set_ylabel("seconds")
     return figure
 
 
@@ -139,7 +136,7 @@ def main() -> None:
     stored = json.loads(store.read_text())
     points = {name: [Point(**each) for each in sweep] for name, sweep in stored.items()}
     (options.out / "smpc-growth.md").write_text(table(points))
-    plot(points).savefig(options.out / "smpc-growth.svg", metadata={"Date": None})
+    save(plot(points), options.out / "smpc-growth.svg")
     print(table(points))
 
 

@@ -62,12 +62,11 @@ class ServerConfig(Section):
     )
     momentum: float = setting(
         0.9,
-        "Momentum of fedavgm.",
+        "Momentum of fedavgm, and of a linear head's sums; nodes that score a head are told.",
         low=0,
         high=1,
         below=True,
         flat="server_momentum",
-        server=True,
     )
     node_scores: str = setting(
         "none",

@@ -156,7 +156,7 @@ def start_run(folder: Path, config: Config, out: Path, resume: bool = False) -> 
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not resume:  # an earlier start's end would be taken for this one's
         (out / FILE).unlink(missing_ok=True)
-    write_server_part(config, out)
+    write_server_part(config, out, folder / "roster.json")
     path = out / "run-config.toml"
     write_text(path, "".join(f"{k} = {toml_value(v)}\n" for k, v in settings.items()))
     app = folder / "app"

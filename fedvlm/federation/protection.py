@@ -12,6 +12,7 @@ from fedvlm.errors import ProtocolError
 from fedvlm.federation.terms import he_policy, secure_policy
 
 if TYPE_CHECKING:
+    from secure.aggregation import Roster
     from secure.flower._strategy import SummingStrategy
 
 
@@ -93,12 +94,18 @@ def _succeeded(strategy: "SummingStrategy") -> None:
         raise ProtocolError(str(error)) from error
 
 
-def protected(inner: Strategy, config: Config) -> Protected:
+def protected(inner: Strategy, config: Config, roster: "Roster | None" = None) -> Protected:
     """Wrap a Flower strategy in the protection that the configuration asks for.
 
     `plain` hides nothing from the server: it is the oracle that every other one must equal.
     `secagg` shows the server the sum alone as long as it follows the protocol, `secagg-active`
     also when it doesn't. Under `he` the server adds ciphertexts, and one client decrypts the sum.
+
+    Args:
+        inner: What averages.
+        config: The federation's configuration.
+        roster: The clients' public keys, where the server has them: a client whose signature is
+            wrong is then left out at once, and doesn't cost the others their round.
     """
     if config.protection.protect == "plain":
         weights = "by examples" if config.privacy.dp == "none" else "uniform"
@@ -112,7 +119,9 @@ def protected(inner: Strategy, config: Config) -> Protected:
     from secure.aggregation.flower import SecAggStrategy
 
     policy = secure_policy(config)
-    strategy = SecAggStrategy(inner, policy, trip_timeout_s=config.server.trip_timeout)
+    strategy = SecAggStrategy(
+        inner, policy, trip_timeout_s=config.server.trip_timeout, roster=roster
+    )
     if config.privacy.shares_noise:  # the protocol counts its summands, not the clients' metrics
         inner.summed = lambda: strategy.history[-1].summed  # pyright: ignore
     sharing = policy.sharing(config.nodes)

@@ -64,6 +64,12 @@ class Result:
         """Return the result as JSON."""
         return json.dumps(asdict(self), indent=2)
 
+    def _repr_html_(self) -> str:
+        """Return the verdict and the summary, for notebooks."""
+        from fedvlm.reporting.notebook import html_of  # how it looks is another room's
+
+        return html_of(self)
+
     def save(self, folder: Path) -> Path:
         """Write `result.json` into a folder, whole or not at all; returns its path."""
         path = folder / FILE

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
@@ -41,6 +41,11 @@ from fedvlm.federation.strategy import MIN_CLIENTS, FederationStrategy, inner_st
 from fedvlm.federation.task import Progress, Task, device_of, load_task, quiet
 from fedvlm.federation.transcript import Transcript
 
+if TYPE_CHECKING:
+    from secure.aggregation import Roster
+
+_OF_A_RUN = ("result.json", "audit.json", "audit-roc.png", "trust.json", "trust.md", "report.html")
+
 OnRound = Callable[[dict[str, Any]], None]
 
 
@@ -50,7 +55,7 @@ def _ignore(entry: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
-    """Silence Flower for the rounds; its logger is also that of other runs in this process.
+    """Silence Flower for a while; its logger is also that of other runs in this process.
 
     It logs each step at INFO and its defaults at WARNING; our own progress says it shorter.
     """
@@ -69,10 +74,12 @@ def _federate(
     out: Path | None,
     resume: bool,
     on_round: OnRound,
+    roster: "Roster | None",
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None, NDArray[np.float32]]:
     """Run the rounds: history (entry 0 is before training), protection, privacy, last state."""
     config, view = task.config, task.view
-    inner, rule = inner_strategy(config), rule_of(config, view.layout)
+    with _quiet_flower():
+        inner, rule = inner_strategy(config), rule_of(config, view.layout)
     roll = Roll(
         config.nodes,
         facts=facts_of(task),
@@ -107,7 +114,7 @@ def _federate(
             drawn = Canaries.of_run(config, view.size)
             planted = {"count": config.audit.canaries, "fingerprint": drawn.fingerprint}
         transcript = Transcript(out, config.protection.protect, view.schema, config.nodes, planted)
-    protection = protected(private or inner, config)
+    protection = protected(private or inner, config, roster)
     strategy = FederationStrategy(protection.strategy, config, view.schema, done, transcript, roll)
     report, outer = protection.round_report, strategy
     if not sends_all(config):
@@ -180,7 +187,7 @@ def check_writable(out: Path) -> None:
 
 def _clear(out: Path) -> None:
     """Take away what an earlier run left in a folder: nothing of it may pass for this one's."""
-    for name in ("result.json", "checkpoint.npz"):
+    for name in (*_OF_A_RUN, "checkpoint.npz"):
         try:
             (out / name).unlink(missing_ok=True)
         except OSError as error:
@@ -272,6 +279,7 @@ def run_federation(
     resume: bool = False,
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
+    roster: "Roster | None" = None,
 ) -> Result:
     """Federate an adapter over the clients behind a grid.
 
@@ -282,6 +290,7 @@ def run_federation(
         resume: Go on from the checkpoint in `out`.
         progress: Called with (task, done, total) during preparation.
         on_round: Called with each round's entry as soon as it is known.
+        roster: The clients' public keys under secure aggregation, where the server has them.
 
     Returns:
         The result, also written to `out/result.json`.
@@ -300,7 +309,7 @@ def run_federation(
     ready = time.perf_counter()
     if out is not None and not resume:
         _clear(out)
-    history, protection, privacy, state = _federate(grid, task, out, resume, on_round)
+    history, protection, privacy, state = _federate(grid, task, out, resume, on_round, roster)
     federated = time.perf_counter()
     failed = [entry["abandoned"] for entry in history[1:] if entry.get("abandoned")]
     if failed and len(failed) == len(history) - 1:

@@ -6,7 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedvlm.errors import ConfigError
-from fedvlm.federation.server_part import servers_config
+from fedvlm.federation.server_part import servers_config, servers_roster
 from fedvlm.federation.watched import watched_federation
 
 app = ServerApp()
@@ -29,4 +29,5 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("resume needs out, the folder of the run to go on with")
     folder = Path(out) if out else None
     config = servers_config(context.run_config, folder)
-    watched_federation(grid, config, out=folder, resume=resume)
+    roster = servers_roster(config, folder)
+    watched_federation(grid, config, out=folder, resume=resume, roster=roster)

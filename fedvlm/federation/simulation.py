@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedvlm.config import Config, to_run_config
 from fedvlm.config.rules import keeps_personal
@@ -19,6 +20,9 @@ from fedvlm.federation.watch import Listener, _nobody
 from fedvlm.federation.watched import watched_federation
 from fedvlm.models.placement import side_by_side
 
+if TYPE_CHECKING:
+    from secure.aggregation import Roster
+
 
 def _give_folders(grid: InProcessGrid, config: Config, out: Path, resume: bool) -> None:
     """Give the simulated nodes folders of their own for ledgers and personal parts."""
@@ -32,10 +36,13 @@ def _give_folders(grid: InProcessGrid, config: Config, out: Path, resume: bool) 
 
 
 @contextmanager
-def give_keys(grid: InProcessGrid, config: Config) -> Iterator[None]:
-    """Give the simulated nodes their keys, for this run only: one each, or under HE one for all."""
+def give_keys(grid: InProcessGrid, config: Config) -> "Iterator[Roster | None]":
+    """Give the simulated nodes their keys, for this run only: one each, or under HE one for all.
+
+    Yields the public halves, where there are any: the server's.
+    """
     if config.protection.protect == "plain":
-        yield
+        yield None
         return
     if config.protection.protect == "he":
         from secure.he.policy import provision_key
@@ -45,17 +52,17 @@ def give_keys(grid: InProcessGrid, config: Config) -> Iterator[None]:
             provision_key(key, he_policy(config))
             for context in grid.contexts.values():
                 context.node_config["he-key"] = str(key)
-            yield
+            yield None
         return
     from secure.aggregation import provision
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        provision(folder / "keys", config.nodes)
+        roster = provision(folder / "keys", config.nodes)
         for number, context in enumerate(grid.contexts.values()):
             context.node_config["secagg-identity"] = str(folder / "keys" / f"{number}.key")
             context.node_config["secagg-roster"] = str(folder / "keys" / "roster.json")
-        yield
+        yield roster
 
 
 def simulate(
@@ -95,7 +102,7 @@ def simulate(
     if folder is not None:
         _give_folders(grid, config, folder, resume)
     try:
-        with give_keys(grid, config):
+        with give_keys(grid, config) as roster:
             return watched_federation(
                 grid,
                 config,
@@ -104,6 +111,7 @@ def simulate(
                 progress=progress,
                 on_round=on_round,
                 on_event=on_event,
+                roster=roster,
             )
     except Exception as error:
         # In a deployment the reason stays with the client; in one process it is ours to show.

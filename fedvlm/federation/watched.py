@@ -1,7 +1,7 @@
 """A federation that writes down what happens on the way, and tells it to who listens."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
@@ -11,6 +11,9 @@ from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore, check_writable, run_federation
 from fedvlm.federation.task import Progress, quiet
 from fedvlm.federation.watch import Listener, ProgressFile, WatchedGrid, _nobody
+
+if TYPE_CHECKING:
+    from secure.aggregation import Roster
 
 
 def watched_federation(
@@ -22,6 +25,7 @@ def watched_federation(
     progress: Progress = quiet,
     on_round: OnRound = _ignore,
     on_event: Listener = _nobody,
+    roster: "Roster | None" = None,
 ) -> Result:
     """Run a federation as `run_federation` does, with its events in `out/progress.jsonl`.
 
@@ -34,6 +38,7 @@ def watched_federation(
         on_round: Called with each round's entry, those of before a resume included.
         on_event: Called with each event of this start: `start`, `asked`, `trip`, `round`, and in
             the end `done` or `failed`.
+        roster: As for `run_federation`.
 
     Returns:
         The result.
@@ -56,7 +61,13 @@ def watched_federation(
     )
     try:
         result = run_federation(
-            watched, config, out=out, resume=resume, progress=progress, on_round=on_entry
+            watched,
+            config,
+            out=out,
+            resume=resume,
+            progress=progress,
+            on_round=on_entry,
+            roster=roster,
         )
     except FedVLMError as error:
         events.write("failed", text=str(error), code=error.exit_code)

@@ -114,6 +114,10 @@ class RunAudit:
         return {
             "rows": self.rows(),
             "absent": self.absent,
+            "roc": [
+                {"vantage": one.vantage, "attack": one.attack, "points": one.band()}
+                for one in self.best
+            ],
             "blind_baseline": {
                 "auc": self.baseline.value,
                 "low": self.baseline.low,

@@ -118,7 +118,7 @@ def test_flowers_run_config_takes_either_name():
 def test_nodes_are_told_nothing_of_what_is_the_servers():
     told = for_nodes(OTHER)
     assert not any("/srv" in str(value) for value in told.values())
-    assert not {f"server.{key}" for key in ("optimizer", "momentum", "workers")} & set(told)
+    assert not {f"server.{key}" for key in ("optimizer", "learning_rate", "workers")} & set(told)
     assert "audit.transcript" not in told
     assert "training.references" not in told
     node = from_run_config(told)

@@ -1,18 +1,8 @@
-"""The documentation's code runs, block after block, in one namespace."""
+"""The documentation's table is the code's; its snippets are run by `tests/docs`."""
 
-import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[3] / "docs" / "homomorphic-projection.md"
-
-
-def test_every_block_of_the_page_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 7
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), namespace)
-    assert "128-bit security" in capsys.readouterr().out
 
 
 def test_the_table_of_the_page_is_the_table_of_the_code():
