@@ -17,7 +17,7 @@ from fedvlm.config import Config
 from fedvlm.config.whole import UNDECIDED
 from fedvlm.files import write_text
 
-_TOOK = "took.json"
+_TOOK, _REFUSED = "took.json", "refused.txt"
 _VERSION = 1  # raise it when what a stage writes changes
 
 
@@ -61,6 +61,18 @@ class CellFolder:
         """How many stages are kept, the run counted as one."""
         kept = sum(one.name != _TOOK for one in self.path.glob("*.json"))
         return kept + (self.run / "result.json").exists()
+
+    @property
+    def refusal(self) -> str:
+        """Why the library refused the cell when it was last tried; empty where it didn't."""
+        try:
+            return (self.path / _REFUSED).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def refuse(self, why: str) -> None:
+        """Keep why the library refused the cell, for whoever only looks."""
+        write_text(self.path / _REFUSED, why + "\n")
 
     @property
     def seconds(self) -> dict[str, float]:

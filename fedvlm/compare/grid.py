@@ -150,7 +150,7 @@ class Grower:
     def _cell(self, row: str, adapter: str, seed: int) -> tuple[Cells, bool]:
         """Measure a cell; returns its columns, and whether anything had to be run."""
         first = columns_of(self.spec.groups)
-        name = _name(row, adapter, seed)
+        name, folder = _name(row, adapter, seed), None
         self.failures.pop(name, None)
         try:
             config, unseen = self._config(row, adapter, seed)
@@ -160,13 +160,16 @@ class Grower:
             self.folders.append(folder)
             before = folder.files
             if not self.measures and not (folder.run / "result.json").exists():
-                return ({first[0].key: values.failed(_NOT_YET)} if first else {}), False
+                why = folder.refusal or _NOT_YET
+                return ({first[0].key: values.failed(why)} if first else {}), False
             with folder.timed():
                 result = measure.federate(folder, config, self.progress)
                 cells = self._stages(folder, config, result, unseen, row, adapter, seed)
         except Exception as error:  # of any kind: the other cells go on
             refused = isinstance(error, _REFUSED)
             self.failures[name] = _told(error)
+            if refused and folder is not None:
+                folder.refuse(self.failures[name])
             cell = values.failed(self.failures[name])
             return ({first[0].key: cell} if first else {}), not refused
         return cells, folder.files > before
