@@ -94,6 +94,7 @@ class Grower:
             for adapter in spec.adapters
             for row in spec.rows
             for seed in spec.seeds
+            if columns_of(spec.groups)  # private inference alone needs no federation
         ]
         clock = _Clock(len(jobs))
         for number, (adapter, row, seed) in enumerate(jobs, 1):
@@ -108,7 +109,8 @@ class Grower:
                 + clock.after(seconds, ran)
             )
             self.comparison().save(self.out)
-        self._references()
+        if jobs:
+            self._references()
         if "inference" in spec.groups:
             before = time.perf_counter()
             self._inference = inference_grid(
@@ -257,7 +259,7 @@ class Grower:
         """Return what is measured so far; what isn't says so."""
         spec, rows = self.spec, []
         columns = columns_of(spec.groups)
-        for adapter in spec.adapters:
+        for adapter in spec.adapters if columns else ():
             for row in spec.rows:
                 found = self.cells.get((row, adapter))
                 joined: Cells = {}
