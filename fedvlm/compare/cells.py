@@ -17,7 +17,7 @@ from fedvlm.config import Config
 from fedvlm.config.whole import UNDECIDED
 from fedvlm.files import write_text
 
-_TOOK, _REFUSED = "took.json", "refused.txt"
+_TOOK, _WHY = "took.json", "why-not.txt"
 _VERSION = 1  # raise it when what a stage writes changes
 
 
@@ -63,16 +63,16 @@ class CellFolder:
         return kept + (self.run / "result.json").exists()
 
     @property
-    def refusal(self) -> str:
-        """Why the library refused the cell when it was last tried; empty where it didn't."""
+    def left_out(self) -> str:
+        """Why there was no run when the cell was last tried; empty where nothing went wrong."""
         try:
-            return (self.path / _REFUSED).read_text(encoding="utf-8").strip()
+            return (self.path / _WHY).read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 
-    def refuse(self, why: str) -> None:
-        """Keep why the library refused the cell, for whoever only looks."""
-        write_text(self.path / _REFUSED, why + "\n")
+    def leave(self, why: str) -> None:
+        """Keep why there is no run, for whoever only looks; the next try doesn't read it."""
+        write_text(self.path / _WHY, why + "\n")
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -162,7 +162,7 @@ class Grower:
             self.folders.append(folder)
             before = folder.files
             if not self.measures and not (folder.run / "result.json").exists():
-                why = folder.refusal or _NOT_YET
+                why = folder.left_out or _NOT_YET
                 return ({first[0].key: values.failed(why)} if first else {}), False
             with folder.timed():
                 result = measure.federate(folder, config, self.progress)
@@ -170,8 +170,8 @@ class Grower:
         except Exception as error:  # of any kind: the other cells go on
             refused = isinstance(error, _REFUSED)
             self.failures[name] = _told(error)
-            if refused and folder is not None:
-                folder.refuse(self.failures[name])
+            if folder is not None:
+                folder.leave(self.failures[name])
             cell = values.failed(self.failures[name])
             return ({first[0].key: cell} if first else {}), not refused
         return cells, folder.files > before
