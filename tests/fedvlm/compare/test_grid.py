@@ -81,6 +81,8 @@ def test_a_failed_cell_loses_no_other_and_its_reason_stands_in_its_place(world, 
     assert len(lines) == 9
     assert "7 left" in lines[0]
     assert Comparison.load(tmp_path) == found
+    looked = by_name(module.Grower(SPEC, tmp_path, measures=False).run())
+    assert looked["secure aggregation", "lora"][ACCURACY].failed == "failed: 2 of 10 answered"
     world.broken = {}  # what failed is tried again, and nothing else is run
     before = len(world.ran)
     again = module.Grower(SPEC, tmp_path).run()
