@@ -9,7 +9,7 @@ from fedvlm.canaries import Canaries
 from fedvlm.errors import ConfigError
 from fedvlm.leakage.audit import AuditResult
 from fedvlm.leakage.canaries import exposures
-from fedvlm.leakage.conformance import check_mechanism
+from fedvlm.leakage.conformance import Conformance, check_mechanism
 from fedvlm.leakage.intervals import mean_difference
 from fedvlm.leakage.one_run import gaussian_inverse, profile_inverse, refutes_profile
 from fedvlm.leakage.units import Claim
@@ -34,6 +34,22 @@ def test_an_honest_mechanism_is_called_violated_no_more_often_than_said() -> Non
         totals, canaries = _totals(rng, 1.0, 1.0)
         alarms += check_mechanism(totals, canaries, 1.0, 1.0).violated
     assert alarms <= binom.isf(1e-6, draws, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("noise", "clip", "least", "violated"),
+    [
+        (1.2, 0.3, 1.1, False),
+        (0.9, 0.3, 1.1, True),
+        (1.2, 0.3, 0.9, True),
+        (1.2, 0.6, 1.1, True),  # longer than the half of the rounds in which it may be
+        (np.nan, 0.3, 1.1, True),
+        (1.2, np.nan, 1.1, True),
+        (1.2, 0.3, np.nan, True),
+    ],
+)
+def test_t1_each_of_the_three_limits_is_a_violation_by_itself(noise, clip, least, violated):
+    assert Conformance(noise, clip, 0.95, least, sample_rate=0.5).violated is violated
 
 
 def test_half_the_noise_and_a_missing_clip_are_found_every_time() -> None:
