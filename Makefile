@@ -12,7 +12,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-vqa test test-slow mutate lint docs bench clean
+.PHONY: help setup demo demo-vqa table test test-slow mutate lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ setup: $(STAMP) ## make .venv and install the library with all its parts
 demo: $(STAMP) ## federate LoRA adapters over ten clients, print and save what was gained
 	$(BIN)/fedvlm simulate simulations/configs/demo.toml --out runs/demo --overwrite $(ARGS)
 	$(BIN)/fedvlm report runs/demo
+
+table: $(STAMP) ## what each protection buys and costs: ARGS=--quick, or hours for all; goes on when stopped
+	$(BIN)/fedvlm compare simulations/configs/compare.toml --out runs/table $(ARGS)
 
 demo-vqa: $(STAMP) ## teach a small model to answer, three seeds: zero-shot, local, federated, central
 	$(BIN)/python -m simulations.demo_vqa $(ARGS)

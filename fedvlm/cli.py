@@ -17,6 +17,7 @@ from fedvlm.deploy.cli import app as deploy_app
 from fedvlm.errors import ConfigError, FedVLMError
 from fedvlm.progress import progress_bars
 from fedvlm.tracking import TRACK_HELP
+from fedvlm.watching import PORT_HELP, WATCH_HELP, port_of, watched
 
 app = typer.Typer(
     help="Federated fine-tuning of vision-language models, its protections and its leakage.",
@@ -29,6 +30,8 @@ app.add_typer(data_app, name="data")
 
 _state = {"debug": False}
 TRACK = typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
+WATCH = typer.Option("--watch", help=WATCH_HELP)
+WATCH_PORT = typer.Option("--watch-port", min=1, max=65535, help=PORT_HELP)
 
 
 def _show_version(asked: bool) -> None:
@@ -65,19 +68,6 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     return out
 
 
-def _round_line(entry: dict[str, Any], rounds: int) -> str:
-    text = f"round {entry['round']:>3}/{rounds}"
-    for part in ("test", "ood"):
-        for metric in ("one_of_100", "exact_match"):
-            if f"{part}_{metric}" in entry:
-                text += f"  {part} {100 * entry[f'{part}_{metric}']:5.1f} %"
-    if entry.get("train_loss") is not None:
-        text += f"  loss {entry['train_loss']:.3f}"
-    if "upload_bytes_per_client" in entry:
-        text += f"  {entry['upload_bytes_per_client'] / 1e6:.2f} MB up a client"
-    return text
-
-
 @app.command()
 def simulate(
     config: Annotated[
@@ -95,6 +85,10 @@ def simulate(
         Path | None, typer.Option(help="folder for result, figures, adapter and checkpoint")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the experiment")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="several, as 0,1,2: a folder each, and a table with 95 % intervals"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the checkpoint in --out")
     ] = False,
@@ -102,7 +96,12 @@ def simulate(
         bool, typer.Option("--overwrite", help="replace the run that --out holds")
     ] = False,
     track: Annotated[list[str] | None, TRACK] = None,
+    watch: Annotated[bool, WATCH] = False,
+    watch_port: Annotated[int | None, WATCH_PORT] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="print each event as a line of JSON, as it comes")
+    ] = False,
 ) -> None:
     """Run a federation in this process and report what was gained.
 
@@ -114,6 +113,15 @@ def simulate(
         from fedvlm.config.listing import plain
 
         typer.echo(plain(), nl=False)
+        return
+    if seeds is not None:
+        from fedvlm.cli_seeds import simulate_seeds
+
+        if seed is not None or json_lines or track:
+            raise ConfigError("--seeds goes without --seed, --json-lines and --track")
+        base = load_config(config) if config is not None else Config()
+        chosen = config_from(_settings(settings or []), base)
+        simulate_seeds(chosen, seeds, out, resume, overwrite, as_json)
         return
     chosen = Config()
     if resume:
@@ -133,7 +141,8 @@ def simulate(
     if seed is not None:
         chosen = config_from({"seed": seed}, chosen)
     from fedvlm.federation import simulate as run
-    from fedvlm.federation.lines import Follower
+    from fedvlm.federation.lines import Follower, simulated_line
+    from fedvlm.federation.notices import after, before
     from fedvlm.tracking import tracked
 
     finished = ""
@@ -145,22 +154,33 @@ def simulate(
 
     def on_event(event: dict[str, Any]) -> None:
         nonlocal status
+        shown.event(event)
+        if json_lines:
+            typer.echo(json.dumps(event))
         if event["event"] == "round":  # before the next one's silence is counted
             status = follower.after(event)
         else:
             list(follower.lines(event))
 
-    with progress_bars() as progress, tracked(track or [], chosen.to_dict()) as take:
+    with (
+        progress_bars() as progress,
+        tracked(track or [], chosen.to_dict()) as take,
+        watched(chosen, port_of(watch, watch_port), _say) as shown,
+    ):
 
         def on_round(entry: dict[str, Any]) -> None:
             nonlocal said, status
+            if not entry["round"]:
+                for notice in before(chosen):
+                    _say(notice)
             if not said:  # now that it runs: an error is one line
                 _say("nothing of this run is saved; --out DIR keeps result, adapter and checkpoint")
                 said = True
-            _say(_round_line(entry, chosen.training.rounds) + status)
+            _say(simulated_line(entry, chosen) + status)
             status = ""  # what is told again after a resume has none
             progress("rounds", entry["round"], chosen.training.rounds)
             take(entry)
+            shown.round(entry)
 
         result = run(
             chosen,
@@ -170,14 +190,20 @@ def simulate(
             on_round=on_round,
             on_event=on_event,
         )
+        shown.end(result)
     if finished:
         _say(finished)
+    for notice in after(result):
+        _say(notice)
     from rich.console import Console
 
     from fedvlm.reporting import cost_line, save_plots, summary_table
 
     if out is not None:
         save_plots(result, out / "figures")
+    if json_lines:
+        typer.echo(json.dumps({"event": "result", "result": json.loads(result.to_json())}))
+        return
     if as_json:
         typer.echo(result.to_json())
         return
@@ -188,16 +214,28 @@ def simulate(
         console.print(f"saved: {out / 'result.json'}, {out / 'figures'}, {out / 'adapter'}")
 
 
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="made if missing")],
+) -> None:
+    """Make a project of your own: config, Flower apps, and pictures to start with."""
+    from fedvlm.scaffold import init_project
+
+    for path in init_project(folder):
+        typer.echo(path)
+    _say(f"next: cd {folder} && fedvlm simulate config.toml --out runs/first")
+
+
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder of a run")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="folder of a run, or of a comparison")
+    ],
 ) -> None:
-    """Write DIR/report.html and DIR/figures from DIR/result.json."""
-    from fedvlm.federation.result import Result
-    from fedvlm.reporting import write_report
+    """Write DIR/report.html, one page that works offline, for DIR's run or comparison."""
+    from fedvlm.reporting import report_of
 
-    path = write_report(Result.load(folder), folder)
-    typer.echo(path)
+    typer.echo(report_of(folder))
 
 
 @app.command()
@@ -311,6 +349,16 @@ def trust(context: typer.Context) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(trust_command)
     raise typer.Exit(command(context.args, prog_name="fedvlm trust", standalone_mode=False) or 0)
+
+
+@app.command(context_settings=_FORWARD)
+def compare(context: typer.Context) -> None:
+    """Compare protections by what they buy and cost, or two runs: fedvlm compare CONFIG.toml."""
+    from fedvlm.compare.cli import compare_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(compare_command)
+    raise typer.Exit(command(context.args, prog_name="fedvlm compare", standalone_mode=False) or 0)
 
 
 @app.command(context_settings=_FORWARD)

@@ -93,7 +93,7 @@ def _task(config: Config) -> Task:
     text = {"input_ids": numbers, "attention_mask": torch.ones_like(numbers)}
     pairs = replace(task.pairs, images=_Images(images), text=text)
     model = replace(task.model, vlm=vlm)
-    return replace(task, model=model, pairs=pairs, view=view, initial=view.read())
+    return replace(task, model=model, pairs=pairs, inputs=None, view=view, initial=view.read())
 
 
 def configuration(seed: int, epsilon: float | None, delta: float) -> Config:

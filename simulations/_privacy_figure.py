@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedvlm.reporting.student import interval
 from simulations._heads_cells import Cell
 from simulations._page_figure import panels, save
-from simulations._student import interval
 
 PARTS = ("test", "ood", "withheld")
 Scores = dict[str, dict[str, list[float]]]

@@ -1,29 +1,11 @@
-"""A demo over several seeds: its runs, and the table of its summary."""
+"""A demo over several seeds: its runs."""
 
-import math
 import sys
 from pathlib import Path
 
-import typer
-
-from fedvlm.config import Config, config_from
-from fedvlm.federation import Result, simulate
-from simulations._student import interval
-
-ROWS = (
-    ("zero-shot", "zero_shot"),
-    ("local only, mean of clients", "local_only"),
-    ("local only, best client", "local_only_best"),
-    ("**federated**", "federated"),
-    ("central", "central"),
-    ("unseen designer: zero-shot", "ood_zero_shot"),
-    ("unseen designer: federated", "ood_federated"),
-    ("unseen designer: central", "ood_central"),
-    ("concepts nobody holds: zero-shot", "withheld_zero_shot"),
-    ("concepts nobody holds: federated", "withheld_federated"),
-    ("public concepts: zero-shot", "retention_zero_shot"),
-    ("public concepts: federated (forgetting)", "retention_federated"),
-)
+from fedvlm.config import Config
+from fedvlm.federation import Result
+from fedvlm.federation.seed_runs import run_seeds as run_all
 
 
 def run_seeds(name: str, config: Config, seeds: int, runs: Path) -> list[Result]:
@@ -35,39 +17,11 @@ def run_seeds(name: str, config: Config, seeds: int, runs: Path) -> list[Result]
         seeds: How many, at least 2.
         runs: Folder of the runs.
     """
-    if seeds < 2:
-        raise typer.BadParameter("an interval needs at least 2 seeds")
-    results = []
-    for seed in range(seeds):
-        folder = runs / f"{name}-seed-{seed}"
-        wanted = config_from({"seed": seed}, config)
-        if (folder / "result.json").exists():
-            held = config_from(Result.load(folder).config)
-            if config_from({"workers": wanted.server.workers}, held) == wanted:
-                results.append(Result.load(folder))
-                continue
-        print(f"seed {seed}", file=sys.stderr, flush=True)
-        results.append(simulate(wanted, out=folder))
-    return results
 
+    def told(seed: int, kept: bool) -> None:
+        print(f"seed {seed}" + (": finished before" if kept else ""), file=sys.stderr, flush=True)
 
-def percent(results: list[Result], key: str) -> list[float]:
-    """Return a summary's value by seed, in percent; NaN where a run has none."""
-    return [math.nan if (v := one.summary.get(key)) is None else 100 * v for one in results]
+    def named(out: Path, seed: int) -> Path:
+        return out / f"{name}-seed-{seed}"
 
-
-def described(values: list[float]) -> str:
-    """Return mean and half the width of a 95 % interval, in percent."""
-    mean, _, high = interval(values)
-    return f"{mean:.1f} ± {high - mean:.1f}"
-
-
-def table(results: list[Result], metric: str) -> str:
-    """Return the summary over seeds as Markdown, in percent."""
-    lines = [f"| {metric}, % | {' | '.join(f'seed {r.seed}' for r in results)} | mean ± 95 % |"]
-    lines.append("|---|" + "--:|" * (len(results) + 1))
-    for name, key in ROWS:
-        values = percent(results, key)
-        cells = " | ".join(f"{value:.1f}" for value in values)
-        lines.append(f"| {name} | {cells} | {described(values)} |")
-    return "\n".join(lines) + "\n"
+    return run_all(config, range(seeds), runs, named=named, before=told)

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from fedvlm.errors import DataError
 from fedvlm.files import whole_file, write_text
+from fedvlm.reporting.student import interval
 from fedvlm.trust.contrasts import holm, over_seeds, tost
 from fedvlm.trust.estimate import Estimate
-from simulations._student import interval
 
 Cell = dict[str, Any]
 PRIMARY = ("tone_gap", "overconfidence", "backdoor")

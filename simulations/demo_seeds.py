@@ -12,8 +12,9 @@ import typer
 from fedvlm.config import load_config
 from fedvlm.files import write_text
 from fedvlm.reporting import plot_rounds
+from fedvlm.reporting.seeds import markdown as table
 from simulations._page_figure import panels, save
-from simulations._seeds import run_seeds, table
+from simulations._seeds import run_seeds
 
 CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 

@@ -16,8 +16,10 @@ from fedvlm.config import load_config
 from fedvlm.data.questions import KINDS
 from fedvlm.federation import Result
 from fedvlm.files import whole_file, write_text
-from simulations._seeds import described, percent, run_seeds, table
-from simulations._student import interval
+from fedvlm.reporting.seeds import described, percent
+from fedvlm.reporting.seeds import markdown as table
+from fedvlm.reporting.student import interval
+from simulations._seeds import run_seeds
 
 CONFIG = Path(__file__).parent / "configs" / "demo-vqa.toml"
 _COMPARED = ("zero_shot", "local_only", "local_only_best", "central")

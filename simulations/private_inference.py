@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm.inference.agreement import BATCH, Agreement, embeddings, smpc_agreement
 from secure.smpc import Query, compile, infer
 
 CALIBRATION = 128
-BATCH = 16
 IMAGE_SIZE, WIDTH = 224, 512
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What a tower did privately beside its plaintext.
-
-    Attributes:
-        name: Which tower.
-        inputs: Number of images or captions.
-        labels: Number of candidates of the top-1.
-        agreement: Share of inputs whose private top-1 is the plaintext's.
-        max_error: Largest absolute error of what was revealed as embeddings, of unit length.
-        rounds: Rounds of one input.
-        online_bytes: Bytes of one input, of the party that sends more.
-        dealer_bytes: Bytes that the dealer makes for one input.
-        online_seconds: Mean seconds of one input, inside this process.
-    """
-
-    name: str
-    inputs: int
-    labels: int
-    agreement: float
-    max_error: float
-    rounds: int
-    online_bytes: int
-    dealer_bytes: int
-    online_seconds: float
 
 
 def image_agreement(images: int = 208, labels: int = 64, progress: Progress = print) -> Agreement:
@@ -70,33 +43,8 @@ def image_agreement(images: int = 208, labels: int = 64, progress: Progress = pr
     model, pixels, captions, calibration = _embedded_images(images)
     plan = compile(model, calibration, public_parts=("the frozen image stem, EfficientNet-Lite0",))
     table = captions[:labels]
-    with torch.no_grad():
-        reference = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1).double()
-    expected = (reference @ table.T).argmax(-1)
-    query = Query("top", labels=len(table), batch=BATCH)
-    shown = Query("embedding", batch=BATCH)
-    same, seconds, error = 0, 0.0, 0.0
-    for start in range(0, len(pixels), BATCH):
-        part = {"pixel_values": pixels[start : start + BATCH]}
-        result = infer(plan, part, query, table)
-        same += int((result.value[:, 0] == expected[start : start + BATCH]).sum())
-        seconds += result.seconds
-        if start < 4 * BATCH:
-            private = F.normalize(infer(plan, part, shown).value, dim=-1)
-            error = max(error, float((private - reference[start : start + BATCH]).abs().max()))
-        progress(f"images {start + BATCH} of {len(pixels)}: {same} agree")
-    cost = plan.cost(query=Query("top", labels=len(table)))
-    return Agreement(
-        "embedded image tower",
-        len(pixels),
-        len(table),
-        same / len(pixels),
-        error,
-        cost.rounds,
-        max(cost.client_bytes, cost.server_bytes),
-        cost.dealer_bytes,
-        seconds / len(pixels),
-    )
+    reference = embeddings(model, pixels)
+    return smpc_agreement(plan, pixels, reference, table, "embedded image tower", progress)
 
 
 def text_agreement(captions: int = 208, progress: Progress = print) -> Agreement:

@@ -23,9 +23,9 @@ from fedvlm.config import Config, config_from
 from fedvlm.config.rules import keeps_personal
 from fedvlm.federation import load_task, simulate
 from fedvlm.files import write_text
+from fedvlm.reporting.student import interval
 from fedvlm.training import Evaluator
 from simulations._page_figure import panels, save
-from simulations._student import interval
 
 ALPHAS = (0.1, 0.5, 5.0)
 BASELINE = "fedit"

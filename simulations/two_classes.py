@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fedvlm.config import config_from
 from fedvlm.federation import simulate
-from simulations._seeds import described
+from fedvlm.reporting.seeds import described
 
 CAPTIONS = ("a smear with round cells", "a smear with crescent cells")
 

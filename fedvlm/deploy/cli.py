@@ -8,6 +8,7 @@ import typer
 
 from fedvlm.errors import ConfigError
 from fedvlm.tracking import TRACK_HELP, tracked
+from fedvlm.watching import PORT_HELP, WATCH_HELP, port_of, watched
 
 app = typer.Typer(help="A federation between owners, on their own machines.", no_args_is_help=True)
 
@@ -132,12 +133,17 @@ def run(
     track: Annotated[
         list[str] | None, typer.Option("--track", metavar="KIND:PLACE", help=TRACK_HELP)
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help=WATCH_HELP)] = False,
+    watch_port: Annotated[
+        int | None, typer.Option("--watch-port", min=1, max=65535, help=PORT_HELP)
+    ] = None,
 ) -> None:
     """Run what DIR/run.toml says on the SuperLink, and follow it live, by round."""
     from fedvlm.config import config_from, load_config
-    from fedvlm.deploy.run import Follower, follow, place_of, start_run
+    from fedvlm.deploy.run import Follower, follow, place_of, read_events, start_run
     from fedvlm.federation.checkpoint import nothing_left, saved_config
     from fedvlm.federation.result import Result
+    from fedvlm.federation.watch import FILE
     from fedvlm.reporting import write_report
 
     changes = {}
@@ -157,18 +163,28 @@ def run(
         typer.echo(finished)
         return
     begin = place_of(place) if resume else 0
-    follower = Follower(config.training.rounds)
-    with tracked(track or [], config.to_dict()) as take:
+    follower = Follower(config.training.rounds, config)
+    with (
+        tracked(track or [], config.to_dict()) as take,
+        watched(config, port_of(watch, watch_port), typer.echo) as shown,
+    ):
+        for event in read_events(place / FILE, 0)[1] if resume else ():
+            if event.get("event") == "round":
+                shown.round(event["entry"])
         run_id = start_run(folder, config, place, resume)
         told = f"{config.training.rounds} rounds with {config.data.clients} nodes"
         typer.echo(f"run {run_id} of {told}, in {place}")
 
         def on_event(event: dict[str, Any]) -> None:
+            shown.event(event)
             if event.get("event") == "round":
                 take(event["entry"])
+                shown.round(event["entry"])
 
         follow(
             *(folder, run_id, place, follower, typer.echo, within), place=begin, on_event=on_event
         )
-    report = write_report(Result.load(place), place)
+        result = Result.load(place)
+        shown.end(result)
+    report = write_report(result, place)
     typer.echo(f"saved: {place / 'result.json'}, {report}, {place / 'adapter'}")

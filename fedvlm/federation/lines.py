@@ -6,7 +6,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedvlm.config import Config
+
 _LAST, _NAMED = 5, 8
+_UNITS = {"example": "example", "client": "client", "distributed": "client"}
+
+
+def epsilon_text(entry: dict[str, Any], config: Config) -> str:
+    """Say what a round's entry has spent: ε, δ and the unit that it hides; empty without DP."""
+    unit = _UNITS.get(config.privacy.dp)
+    if unit is None or entry.get("epsilon") is None:
+        return ""
+    return f"ε {entry['epsilon']:.2f} per {unit} (δ {config.privacy.delta:g})"
+
+
+def simulated_line(entry: dict[str, Any], config: Config) -> str:
+    """Return a simulation's round as a line: scores, loss, upload and what DP has spent."""
+    text = f"round {entry['round']:>3}/{config.training.rounds}"
+    for part in ("test", "ood"):
+        for metric in ("one_of_100", "exact_match"):
+            if f"{part}_{metric}" in entry:
+                text += f"  {part} {100 * entry[f'{part}_{metric}']:5.1f} %"
+    if entry.get("train_loss") is not None:
+        text += f"  loss {entry['train_loss']:.3f}"
+    if "upload_bytes_per_client" in entry:
+        text += f"  {entry['upload_bytes_per_client'] / 1e6:.2f} MB up a client"
+    if spent := epsilon_text(entry, config):
+        text += f"  {spent}"
+    return text
 
 
 @dataclass
@@ -15,10 +42,12 @@ class Follower:
 
     Attributes:
         rounds: Rounds of the run.
+        config: Its configuration, where ε shall be told with its unit and δ.
         refused: Node → the codes it refused with.
     """
 
     rounds: int
+    config: Config | None = None
     refused: dict[str, set[str]] = field(default_factory=dict)
     _waiting: tuple[float, list[str]] = (0.0, [])
     _missing: dict[str, str] = field(default_factory=dict)
@@ -75,7 +104,9 @@ class Follower:
             text += f": abandoned, {entry['abandoned']}"
         else:
             text += f": {entry.get('clients', '?')} nodes summed"
-        if entry.get("epsilon") is not None:
+        if self.config is not None and (spent := epsilon_text(entry, self.config)):
+            text += f", {spent}"
+        elif entry.get("epsilon") is not None:
             text += f", ε {entry['epsilon']:.2f}"
         if "test_one_of_100" in entry:
             text += f", test {100 * entry['test_one_of_100']:.1f} %"

@@ -38,6 +38,8 @@ class Result:
             client.
         adapter: Kind, number of trained parameters, schema hash.
         seconds: Wall time by phase.
+        best: The round of the highest validation score: `round`, `validation`, and the folder of
+            its `adapter` within the run's; empty where there is no validation part.
     """
 
     summary: dict[str, float | None]
@@ -51,6 +53,7 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -60,6 +63,12 @@ class Result:
     def to_json(self) -> str:
         """Return the result as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the summary, for notebooks."""
+        from fedvlm.reporting.notebook import html_of  # how it looks is another room's
+
+        return html_of(self)
 
     def save(self, folder: Path) -> Path:
         """Write `result.json` into a folder, whole or not at all; returns its path."""

@@ -20,6 +20,7 @@ from fedvlm.config import Config
 from fedvlm.config.rules import keeps_personal, sends_all
 from fedvlm.errors import DataError, DropoutError, ProtocolError
 from fedvlm.federation.agreement import facts_of
+from fedvlm.federation.best import BEST, best_of, is_best
 from fedvlm.federation.checkpoint import (
     Checkpoint,
     input_hashes,
@@ -42,6 +43,8 @@ from fedvlm.federation.transcript import Transcript
 
 if TYPE_CHECKING:
     from secure.aggregation import Roster
+
+_OF_A_RUN = ("result.json", "audit.json", "audit-roc.png", "trust.json", "trust.md", "report.html")
 
 OnRound = Callable[[dict[str, Any]], None]
 
@@ -99,6 +102,10 @@ def _federate(
             private.restore(checkpoint.state)
         for entry in history:
             on_round(entry)
+        more = len(history) <= config.training.rounds
+        if more and is_best(history, task.metric, keeps_personal(config)):
+            install(task, rule, vector)  # it was the last round's so far
+            save_state(task, rule, vector, out / BEST)
     done = max(0, len(history) - 1)
     transcript = None
     if out is not None and config.audit.transcript:
@@ -140,6 +147,8 @@ def _federate(
             if number in strategy.abandoned and not entry.get("abandoned"):
                 entry["abandoned"] = strategy.abandoned[number]
         history.append(entry)
+        if out is not None and is_best(history, task.metric, keeps_personal(config)):
+            save_state(task, rule, state, out / BEST)
         keep(state)
         on_round(entry)
         return None
@@ -178,12 +187,12 @@ def check_writable(out: Path) -> None:
 
 def _clear(out: Path) -> None:
     """Take away what an earlier run left in a folder: nothing of it may pass for this one's."""
-    for name in ("result.json", "checkpoint.npz"):
+    for name in (*_OF_A_RUN, "checkpoint.npz"):
         try:
             (out / name).unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"can't write {out / name}: {error.strerror}") from error
-    for name in ("adapter", "transcript"):
+    for name in ("adapter", BEST, "transcript"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -346,9 +355,12 @@ def run_federation(
             "federate": federated - ready,
             "references": referenced - federated,
         },
+        best=best_of(history, task.metric, keeps_personal(config)),
     )
     if out is not None:
         save_state(task, rule, state, out / "adapter")
+        if result.best.get("adapter") != BEST:  # the last round's is that one
+            shutil.rmtree(out / BEST, ignore_errors=True)
         result.save(out)
     install(task, rule, rule.start(task.view.read()))  # base weights as they were
     return result

@@ -1,7 +1,7 @@
 """The result of one attack: scores, who was in, and all that may be said from them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -22,6 +22,7 @@ from fedvlm.leakage.units import Claim, EpsilonLower, Interval, Kind, Unit
 
 TRIALS = ("one-run", "independent")
 _DELTA = 1e-5
+_BAND = 24  # points of a drawn ROC
 _LOSSES = 0.5  # an AUC that is surely below this has its sign wrong
 
 
@@ -134,7 +135,11 @@ class AuditResult:
     @cached_property
     def tpr(self) -> tuple[TprAtFpr, ...]:
         """TPR at FPR 10 %, 1 % and 0.1 %."""
-        exact = tuple(tpr_at_fpr(self.members, self.others, fpr, self.alpha) for fpr in FPRS)
+        return self.rates_at(FPRS)
+
+    def rates_at(self, fprs: Sequence[float]) -> tuple[TprAtFpr, ...]:
+        """Return the TPR at each of some false-positive rates in (0, 1), intervals pointwise."""
+        exact = tuple(tpr_at_fpr(self.members, self.others, fpr, self.alpha) for fpr in fprs)
         if self._clustered is None:
             return exact
         out = []
@@ -143,6 +148,17 @@ class AuditResult:
             wide = replace(one.tpr, low=min(low, one.tpr.low), high=max(high, one.tpr.high))
             out.append(replace(one, tpr=wide, resolved=one.resolved and (low, high) != (0.0, 1.0)))
         return tuple(out)
+
+    def band(self) -> list[list[float]]:
+        """Return the ROC at rates that are evenly apart on a logarithmic axis.
+
+        From one false positive among the non-members upwards: FPR, TPR, and the ends of the TPR's
+        interval, which holds at each point by itself.
+        """
+        fprs = np.geomspace(1 / len(self.others), 1, _BAND)[:-1].tolist()
+        rates = self.rates_at(fprs)
+        told = [[one.fpr, one.tpr.value, one.tpr.low, one.tpr.high] for one in rates]
+        return [*told, [1.0, 1.0, 1.0, 1.0]]
 
     @property
     def delta(self) -> float:

@@ -114,6 +114,10 @@ class RunAudit:
         return {
             "rows": self.rows(),
             "absent": self.absent,
+            "roc": [
+                {"vantage": one.vantage, "attack": one.attack, "points": one.band()}
+                for one in self.best
+            ],
             "blind_baseline": {
                 "auc": self.baseline.value,
                 "low": self.baseline.low,
@@ -145,6 +149,7 @@ def audit_run(
     per_client: int = 200,
     alpha: float = 0.05,
     vantages: tuple[Vantage, ...] = tuple(Vantage),
+    rebuild: bool = True,
     progress: Progress = quiet,
 ) -> RunAudit:
     """Audit the run in a folder by sample-level membership inference.
@@ -155,6 +160,7 @@ def audit_run(
         alpha: Chance, for each vantage, that any interval or bound of it is wrong; split among
             the attacks of that vantage.
         vantages: Which to try.
+        rebuild: Whether to try reconstruction too.
         progress: Called with (task, done, total).
 
     Returns:
@@ -219,7 +225,7 @@ def audit_run(
     progress("reconstruction", 0, 1)
     # Nothing is rebuilt of answers: what they give away word for word, canary strings tell.
     rebuilt = ()
-    if isinstance(probe, Probe):
+    if rebuild and isinstance(probe, Probe):
         rebuilt = reconstruct(folder, probe, candidates, vantages, alpha)
     identity = _identity(task, probe) | {
         "candidates": len(candidates.indices),

@@ -5,7 +5,7 @@ from rich.table import Table
 from fedvlm.config import config_from
 from fedvlm.federation.result import Result
 
-_LINES = (
+LINES = (
     ("zero-shot", "zero_shot", "ood_zero_shot", "withheld_zero_shot", "retention_zero_shot"),
     (
         "public-only control",
@@ -19,6 +19,7 @@ _LINES = (
     ("federated", "federated", "ood_federated", "withheld_federated", "retention_federated"),
     ("central", "central", "ood_central", None, None),
 )
+"""Lines of the summary: name, and keys of test, OOD, withheld and retention."""
 
 
 def percent(value: float | None) -> str:
@@ -29,7 +30,7 @@ def percent(value: float | None) -> str:
 def summary_rows(result: Result) -> list[list[str]]:
     """Return the summary as rows: name, test, OOD, withheld, retention, in percent."""
     get = result.summary.get
-    rows = [[name, *(percent(get(key) if key else None) for key in keys)] for name, *keys in _LINES]
+    rows = [[name, *(percent(get(key) if key else None) for key in keys)] for name, *keys in LINES]
     return [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 

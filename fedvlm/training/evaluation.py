@@ -284,24 +284,45 @@ class Evaluator:
 
         Other captions of the same image or concept are right too, and not among the candidates.
         """
-        pairs = self._pairs
-        texts = vlm.embed(pairs.captions(self._rows), "text")
+        texts = vlm.embed(self._pairs.captions(self._rows), "text")
         metrics: dict[str, float] = {}
         for name, part in self._parts.items():
-            images = _embed_images(vlm, pairs, part)
-            gallery = np.unique(pairs.caption_of[part])
-            columns = texts[torch.from_numpy(np.searchsorted(self._rows, gallery))]
-            right = np.searchsorted(gallery, pairs.caption_of[part])
-            shown = pairs.groups[part]
-            also = _also_right(gallery, pairs.caption_of[part], pairs.concepts[part], shown)
-            better, others = counted(images, columns, right, also)
-            for key, value in vars(retrieval_of_counts(better, others, shown)).items():
+            images = _embed_images(vlm, self._pairs, part)
+            better, others = self._counts(texts, images, part)
+            found = retrieval_of_counts(better, others, self._pairs.groups[part])
+            for key, value in vars(found).items():
                 metrics[f"{name}_{key}"] = value
             if self._topic_captions is not None:
                 metrics[f"{name}_topic_accuracy"] = self._topic_accuracy(texts, images, part)
             if name == "test":
                 metrics |= self._by_domain(better, others, part)
         return metrics
+
+    def chances(self, vlm: VLM) -> dict[str, NDArray[np.float64]]:
+        """Return one of 100 image by image, so that two models can be paired.
+
+        Returns:
+            Part → shape (N,), in the order of the part's indices: the chance that the image's own
+            caption is first among itself and 99 others. Its mean is the part's `one_of_100`.
+        """
+        texts = vlm.embed(self._pairs.captions(self._rows), "text")
+        found = {}
+        for name, part in self._parts.items():
+            images = _embed_images(vlm, self._pairs, part)
+            found[name] = chance_of_first(*self._counts(texts, images, part))
+        return found
+
+    def _counts(
+        self, texts: torch.Tensor, images: torch.Tensor, part: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        pairs = self._pairs
+        gallery = np.unique(pairs.caption_of[part])
+        columns = texts[torch.from_numpy(np.searchsorted(self._rows, gallery))]
+        right = np.searchsorted(gallery, pairs.caption_of[part])
+        also = _also_right(
+            gallery, pairs.caption_of[part], pairs.concepts[part], pairs.groups[part]
+        )
+        return counted(images, columns, right, also)
 
     def _topic_accuracy(
         self, texts: torch.Tensor, images: torch.Tensor, part: NDArray[np.int64]

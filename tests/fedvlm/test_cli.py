@@ -85,7 +85,8 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     report = _run("report", out)
     assert report.returncode == 0, report.stderr
     page = (out / "report.html").read_text()
-    assert "data:image/png;base64" in page
+    assert "by round</strong>" in page
+    assert "http" not in page.replace("http-equiv", "")
 
     # U2: the folder knows its own settings; what is said again must be the same. A finished run
     # is left as it is, with what an audit has written there.
@@ -114,8 +115,12 @@ def test_a_run_from_start_to_report(small_run, tmp_path):
     assert "--resume goes on with it, --overwrite replaces it" in silent.stderr
     assert (out / "result.json").read_text() == kept
     options[options.index("rounds=3")] = "rounds=1"
-    replaced = _run("simulate", *options, "--out", out, "--overwrite")
+    (out / "audit.json").write_text("{}")
+    replaced = _run("simulate", *options, "--out", out, "--overwrite", "--watch")
     assert replaced.returncode == 0, replaced.stderr
+    assert "live at http://127.0.0.1:" in replaced.stderr
+    assert not (out / "audit.json").exists()  # of the run that was replaced
+    assert not (out / "report.html").exists()
     assert len(json.loads((out / "result.json").read_text())["rounds"]) == 2
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedvlm.reporting.student import interval
 from simulations import _gate_cells, _lora_cells
 from simulations._heads_cells import CLIENT_LEVEL, cells
 from simulations._privacy_figure import figure, table
-from simulations._student import interval
 from simulations.privacy_utility import REFERENCE, gathered, load_scores, path_of
 
 

@@ -118,6 +118,24 @@ def test_single_replies_are_refused():
         strategy.aggregate_train(1, [message, message])
 
 
+@pytest.mark.parametrize("off", [0.3, np.nan])
+def test_t1_a_sum_that_holds_no_integers_changes_nothing(off, caplog):
+    strategy, arrays, grid, _ = _strategy(_config())
+    list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
+    strategy.summed = lambda: 5
+    mean = np.zeros(strategy.mechanism.dimension)
+    mean[3] = off / 5
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({VECTOR: Array(mean)}),
+            "metrics": MetricRecord({"num-examples": 5.0}),
+        }
+    )
+    message = Message(content, dst_node_id=0, message_type="train")
+    assert strategy.aggregate_train(1, [message]) == (None, None)
+    assert "holds no integers" in caplog.text
+
+
 def test_the_budget_holds_the_planned_rounds_only_and_survives_a_resume():
     strategy, arrays, grid, _ = _strategy(_config())
     for number in (1, 2):
