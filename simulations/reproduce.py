@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvlm.files import write_text
-from simulations._student import interval
+from fedvlm.reporting.student import interval
 
 ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "simulations" / "reference" / "index.json"
