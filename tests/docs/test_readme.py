@@ -2,6 +2,8 @@
 
 import re
 
+from fedvlm.reporting.comparison import Cell, Column, Comparison, Row
+from simulations import readme_table
 from tests.docs.pages import OTHERS, PYTHON, ROOT, SHELL, blocks
 
 README = ROOT / "README.md"
@@ -35,3 +37,28 @@ def test_the_peers_versions_are_the_pinned_ones():
         ("Opacus", "opacus"),
     ):
         assert f"{peer} {pins[package]}" in TEXT, package
+
+
+def test_the_table_is_of_what_is_kept():
+    (match,) = readme_table.BLOCK.finditer(TEXT)
+    inside = match[0].removeprefix(match[1]).removesuffix(match[2])
+    assert inside == readme_table.block(), "python -m simulations.readme_table"
+
+
+def test_a_comparison_s_table_has_each_row_that_was_measured():
+    columns = (
+        Column("accuracy", "accuracy", "fraction", "high", "…"),
+        Column("auc_V1", "AUC V1", "", "low", "…"),
+    )
+    rows = (
+        Row("none", "lora", {"accuracy": Cell(0.6, low=0.5, high=0.7), "auc_V1": Cell(0.9)}),
+        Row("secure aggregation", "lora", {"accuracy": Cell(0.6), "auc_V1": None}),
+        Row("sums under HE", "lora", {"accuracy": None, "auc_V1": None}),
+    )
+    told = readme_table.of_comparison(
+        Comparison(columns, rows, seeds=(0,), command="fedvlm compare x.toml")
+    )
+    assert "| none | 60.0 % [50.0, 70.0] | 0.900 |" in told
+    assert "| secure aggregation | 60.0 % | – |" in told
+    assert "HE" not in told
+    assert "`fedvlm compare x.toml`" in told
