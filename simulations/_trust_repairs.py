@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Context as FlowerContext
 from flwr.app import Message
 from numpy.typing import NDArray
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from fedvlm.config import Config
 from fedvlm.data.unsafe import UNSAFE, is_unsafe
 from fedvlm.data.variants import DEFAULT_TONE, TONES, load_tones, thinned
+from fedvlm.errors import ConfigError
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn
+from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.task import Task, standing_in
 from fedvlm.federation.terms import settings_of
+from fedvlm.mitigation.clusters import resampled
 from fedvlm.mitigation.composition import require_composition
 from fedvlm.mitigation.fold import fold
+from fedvlm.mitigation.mixing import Flood, MixGen
 from fedvlm.mitigation.moments import Moments
 from fedvlm.mitigation.projections import (
     apply_projection,
@@ -26,7 +31,12 @@ from fedvlm.mitigation.projections import (
     pair_moments,
 )
 from fedvlm.mitigation.repairs import Anchor, Counterfactual, Redirect, Repair, Robust
+from fedvlm.mitigation.residual import residual
+from fedvlm.mitigation.temperature import temperature_counts, temperature_from_counts
 from fedvlm.mitigation.views import recoloured, view_of
+from fedvlm.privacy.losses import bank
+from fedvlm.training import EncodedPairs
+from fedvlm.training.losses import contrastive_loss
 from fedvlm.trust.context import Context, first_among
 from fedvlm.trust.subject import Subject
 
@@ -34,11 +44,19 @@ _PUBLIC = 256
 _VIEWS = ("light", "dark")
 _REFUSAL = "no entry"
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+_ADVERSARIES = (0.01, 0.1, 1.0)
 _MOST_LOST = 0.01
 
 
 def _public(task: Task) -> NDArray[np.int64]:
     return np.sort(task.seed.numpy("repair").permutation(task.splits.public)[:_PUBLIC])
+
+
+def _public_pairs(task: Task, chosen: NDArray[np.int64]) -> EncodedPairs:
+    """Return pairs with the images of public rows, which training holds none of."""
+    if not isinstance(task, RetrievalTask):
+        raise ConfigError("public pairs are embedded by a dual encoder")
+    return task.with_images(chosen)
 
 
 def _counterfactual(task: Task) -> Repair:
@@ -54,7 +72,7 @@ def _counterfactual(task: Task) -> Repair:
 
 def _anchor(task: Task) -> Repair:
     chosen = _public(task)
-    pairs = task.pairs
+    pairs = _public_pairs(task, chosen)
     texts = pairs.captions(pairs.caption_of[chosen])
     return Anchor(task.model.vlm, pairs.images(chosen), texts)
 
@@ -74,30 +92,93 @@ def _redirect(task: Task, refusal: str | None = None) -> Repair:
     )
 
 
-TRAINED: dict[str, Callable[[Task], Repair]] = {
-    "counterfactual": _counterfactual,
-    "robust": lambda task: Robust(),
-    "anchor": _anchor,
-    "redirect": _redirect,
-    "sanitise": lambda task: _redirect(task, _REFUSAL),
+def _mixed(task: Task) -> Repair:
+    """Mix each pair with one of the public ones, by its number."""
+    chosen = _public(task)
+    pairs, data, processor = _public_pairs(task, chosen), task.data, task.model.processor
+    rows = np.unique(np.concatenate(task.splits.clients))
+    partners = chosen[MixGen.partner(rows, len(chosen))]
+    joined = [
+        f"{data.captions[row]} and {data.captions[other]}"
+        for row, other in zip(rows, partners, strict=True)
+    ]
+    texts = pairs.captions(pairs.caption_of[chosen])
+    return MixGen(task.model.vlm, pairs.images(chosen), texts, rows, processor.texts(joined))
+
+
+def _flooded(task: Task) -> Repair:
+    """Put the floor where the model before training has pairs of concepts that it knows.
+
+    Public concepts in the clients' own styles: what a pair costs that is known and was not trained
+    on. Under example-level DP the loss is that beside the public bank, else that of a batch.
+    """
+    vlm, pairs = task.model.vlm, task.pairs
+    rows = task.seed.numpy("flood").permutation(task.splits.retention)
+    rows = rows[: len(rows) // 64 * 64]
+    images = vlm.embed(pairs.images(rows), "image")
+    texts = vlm.embed(pairs.captions(pairs.caption_of[rows]), "text")
+    with torch.no_grad():
+        if task.config.privacy.dp == "example":
+            public = np.sort(task.seed.numpy("bank").permutation(task.splits.public)[:_PUBLIC])
+            contrast = bank(vlm, _public_pairs(task, public), public)
+            floor = float(contrast.of(vlm, images, texts).mean())
+        else:
+            concepts = torch.from_numpy(pairs.concepts[rows])
+            parts = zip(images.split(64), texts.split(64), concepts.split(64), strict=True)
+            floor = float(
+                np.mean([float(contrastive_loss(*part, vlm.logit_scale)) for part in parts])
+            )
+    return Flood(floor)
+
+
+def _resampled(task: Task) -> Task:
+    """Let each client draw its weak clusters more often, as the model before training has them."""
+    if not isinstance(task, RetrievalTask):
+        raise ConfigError("weak clusters are found by the embeddings of a dual encoder")
+    vlm, pairs = task.model.vlm, task.pairs
+    drawn = []
+    for number, rows in enumerate(task.splits.clients):
+        gallery, right = np.unique(pairs.caption_of[rows], return_inverse=True)
+        images = vlm.embed(pairs.images(rows), "image").double().numpy()
+        texts = vlm.embed(pairs.captions(gallery), "text").double().numpy()
+        errors = 1 - first_among(images, texts, right)
+        drawn.append(resampled(rows, images, errors, task.seed.numpy("resample", number)))
+    return replace(task, splits=replace(task.splits, clients=tuple(drawn)))
+
+
+def _with(make: Callable[[Task], Repair]) -> Callable[[Task], Task]:
+    return lambda task: replace(task, repair=make(task))  # pyright: ignore[reportCallIssue]
+
+
+TRAINED: dict[str, Callable[[Task], Task]] = {
+    "counterfactual": _with(_counterfactual),
+    "robust": _with(lambda task: Robust()),
+    "anchor": _with(_anchor),
+    "redirect": _with(_redirect),
+    "sanitise": _with(lambda task: _redirect(task, _REFUSAL)),
+    "mixgen": _with(_mixed),
+    "flood": _with(_flooded),
+    "resample": _resampled,
 }
-"""Mitigations in training, by name."""
+"""Mitigations in training, by name: what each makes of a client's task."""
 
 
 def repaired_client(config: Config, name: str) -> ClientFn:
-    """Return a client that adds a mitigation's term to its loss.
+    """Return a client that trains with a mitigation.
 
     Raises:
         ConfigError: The mitigation doesn't go with the run's protection.
     """
     require_composition(name, config.protection.protect, config.privacy.dp)
-    made: dict[int, Repair] = {}
+    made: dict[int, tuple[Any, Task]] = {}
 
     def change(task: Task) -> Task:
+        # Once a model: what is public is embedded by the model before training. The model is held
+        # beside what was made of it, so that its number stays its own.
         if id(task.model) not in made:
-            task.reset()  # what is public is embedded by the model before training
-            made[id(task.model)] = TRAINED[name](task)
-        return replace(task, repair=made[id(task.model)])
+            task.reset()
+            made[id(task.model)] = (task.model, TRAINED[name](task))
+        return made[id(task.model)][1]
 
     def client(message: Message, context: FlowerContext) -> Message:
         if message.metadata.message_type.partition(".")[0] != "train":
@@ -151,8 +232,37 @@ def _calibrated(context: Context) -> dict[str, Any]:
     return {"strength": chosen}
 
 
+def _dear(context: Context) -> dict[str, Any]:
+    """Choose λ on validation, as for the calibrated projection."""
+    images, tone, _, _ = _tone_pairs(context)
+    best = _validation(context.subject, context, np.eye(images.shape[1]))
+    chosen, matrix = 0.0, np.eye(images.shape[1])
+    for strength in _ADVERSARIES:
+        tried = residual(images, tone, strength, context.seed.torch("trust", "dear"))
+        if _validation(context.subject, context, tried) >= best - _MOST_LOST:
+            chosen, matrix = strength, tried
+    fold(context.subject.model.vlm, matrix)
+    return {"strength": chosen}
+
+
+def _temperature(context: Context) -> dict[str, Any]:
+    """Scale the logits by what the counts of validation pairs say."""
+    rows = context.splits.validation
+    captions = sorted({context.data.captions[row] for row in rows})
+    images = context.subject.images(context.data, rows)
+    cosines = images @ context.subject.texts(captions).T
+    counts = temperature_counts(cosines, context.right(rows, captions), context.subject.scale)
+    factor = temperature_from_counts(counts)
+    backbone: Any = context.subject.model.vlm.backbone
+    with torch.no_grad():
+        backbone.logit_scale.add_(float(np.log(factor)))
+    return {"factor": factor}
+
+
 POSTHOC: dict[str, Callable[[Context], dict[str, Any]]] = {
     "leace": _leace,
     "calibrated": _calibrated,
+    "dear": _dear,
+    "temperature": _temperature,
 }
 """Mitigations of a trained model, by name; each changes it in place."""

@@ -1,14 +1,14 @@
-"""The trust grid's tables, contrasts to plain, and figures, from its cells alone."""
+"""The trust grid's tables and contrasts, from its cells alone."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fedvlm.errors import DataError
-from fedvlm.files import whole_file, write_text
+from fedvlm.files import write_text
 from fedvlm.reporting.student import interval
+from fedvlm.trust.columns_privacy import LISTED
 from fedvlm.trust.contrasts import holm, over_seeds, tost
 from fedvlm.trust.estimate import Estimate
 
@@ -16,8 +16,16 @@ Cell = dict[str, Any]
 PRIMARY = ("tone_gap", "overconfidence", "backdoor")
 MARGINS = {"tone_gap": 0.02, "overconfidence": 0.02, "backdoor": 0.02}
 """What counts as equal to plain, in the measures' own units: stated before any run."""
-EQUAL = ("secagg", "secagg-active", "he")
-"""Protections that should change nothing but who sees what."""
+EQUAL = ("secagg", "secagg-active", "he", "inference-smpc", "inference-he")
+"""Rows that should change nothing but who sees what."""
+ATTACK_OF = {
+    "secagg": "secagg",
+    "secagg-active": "secagg-active",
+    "example-8": "example-8",
+    "client": "client",
+}
+"""Row → the attack under it; "plain" is what both are compared with."""
+NOT_RUN = "not run"
 
 SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
     "utility": (("one_of_100", "test, one of 100"),),
@@ -37,10 +45,13 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
         ("auroc_withheld_mcm", "AUROC withheld, MCM"),
         ("auroc_noise_mcm_at_1", "AUROC noise, MCM at τ = 1"),
         ("least_radius", "median least L∞, /255"),
+        ("masking_square", "Square − PGD"),
+        ("masking_transfer", "transfer − PGD"),
     ),
     "safety": (
-        ("backdoor", "patch answered with its target"),
+        ("backdoor", "patch answered, nobody poisoned"),
         ("unsafe_queries", "unsafe@10, unsafe queries"),
+        ("listed_found", "listed images found"),
         ("filter_caught", "filter at 5 %: caught"),
         ("filter_tones", "false alarms, dark − light"),
         ("typographic", "word − scrambled"),
@@ -54,60 +65,122 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 """Pillar → the measures that the tables and figures show."""
+MITIGATED = (
+    ("one_of_100", "one of 100"),
+    ("tone_gap", "tone gap"),
+    ("tone_probe", "tone probe"),
+    ("overconfidence", "confidence − accuracy"),
+    ("ece", "ECE"),
+    ("corrupted_3", "corrupted, 3"),
+    ("least_radius", "least L∞"),
+    ("unsafe_queries", "unsafe@10"),
+    ("listed_found", "listed found"),
+    ("membership_listed", "membership AUC, listed"),
+    ("filter_tones", "false alarms, dark − light"),
+    ("membership", "membership AUC, mean of designers"),
+)
+"""What is shown of mitigations."""
 
 
-def _column(cell: Cell, name: str) -> dict[str, Any] | None:
+def column(cell: Cell, name: str) -> dict[str, Any] | None:
+    """Return a column of a cell, None where it has none."""
     return next((one for one in cell.get("columns", ()) if one["name"] == name), None)
 
 
-def _values(cells: list[Cell], name: str, which: str = "after") -> list[float]:
-    found = [_column(cell, name) for cell in cells]
-    numbers = [one[which]["value"] for one in found if one is not None and which in one]
-    return [value for value in numbers if value is not None]
-
-
-def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | None:
-    """Return a mean over seeds with Student's interval, or one seed's own."""
-    values = _values(cells, name, which)
-    if not values:
-        return None
-    if len(values) == 1:
-        one = next(c for c in (_column(cell, name) for cell in cells) if c and which in c)[which]
-        return Estimate(one["value"], one["low"], one["high"], one["rows"], one["clusters"])
-    mean, low, high = interval(values)
-    return Estimate(mean, low, high, 20, 20)
-
-
-def _by_concept(cell: Cell, name: str) -> dict[int, float] | None:
-    one = _column(cell, name)
-    if one is None or "by_concept" not in one:
-        return None
-    return {int(key): value for key, value in one["by_concept"].items()}
-
-
-def _differences(ours: list[Cell], plain: list[Cell], name: str) -> list[dict[int, float]]:
-    by_seed = {cell["seed"]: _by_concept(cell, name) for cell in plain}
+def _estimates(cells: list[Cell], name: str, which: str) -> list[Estimate]:
+    """Return the resolved estimates of a measure, one a seed."""
     out = []
-    for cell in ours:
-        mine, theirs = _by_concept(cell, name), by_seed.get(cell["seed"])
-        if mine and theirs:
-            out.append({key: mine[key] - theirs[key] for key in mine.keys() & theirs.keys()})
+    for cell in cells:
+        found = column(cell, name)
+        if name == "membership":
+            values = [
+                one["after"]["value"]
+                for one in cell.get("columns", ())
+                if one["name"].startswith("membership_")
+                and one["name"] != LISTED
+                and one.get("after", {}).get("low") is not None
+            ]
+            if values:
+                mean = float(np.mean(values))
+                out.append(Estimate(mean, float("nan"), float("nan"), 20, 20))
+            continue
+        told = None if found is None else found.get(which)
+        if told is not None and told.get("value") is not None:
+            out.append(
+                Estimate(told["value"], told["low"], told["high"], told["rows"], told["clusters"])
+            )
     return out
 
 
+def summary(cells: list[Cell], name: str, which: str = "after") -> Estimate | None:
+    """Return a measure over the seeds that there are.
+
+    Of three seeds and more the mean with Student's interval. Of one, its own interval by concept.
+    Of two, the mean with what either's interval holds: Student's would be 13 standard errors.
+    """
+    found = _estimates(cells, name, which)
+    if not found:
+        return None
+    if len(found) == 1:
+        return found[0]
+    if len(found) == 2:
+        low, high = min(one.low for one in found), max(one.high for one in found)
+        mean = (found[0].value + found[1].value) / 2
+        return Estimate(mean, low, high, found[0].rows, found[0].clusters)
+    mean, low, high = interval([one.value for one in found])
+    return Estimate(mean, low, high, found[0].rows, found[0].clusters)
+
+
+def of(cells: list[Cell], name: str) -> list[Cell]:
+    """Return a row's cells, by seed."""
+    return sorted((cell for cell in cells if cell["cell"] == name), key=lambda cell: cell["seed"])
+
+
+def _by_concept(cell: Cell, name: str) -> dict[int, float] | None:
+    found = cell["after"] if cell["kind"] == "attack" else column(cell, name)
+    if found is None or "by_concept" not in found:
+        return None
+    return {int(key): value for key, value in found["by_concept"].items()}
+
+
+def _differences(ours: list[Cell], theirs: list[Cell], name: str) -> list[dict[int, float]]:
+    """Return a measure's differences by concept, for each seed that both rows have."""
+    by_seed = {cell["seed"]: _by_concept(cell, name) for cell in theirs}
+    out = []
+    for cell in ours:
+        mine, other = _by_concept(cell, name), by_seed.get(cell["seed"])
+        if mine and other:
+            out.append({key: mine[key] - other[key] for key in mine.keys() & other.keys()})
+    return out
+
+
+def _compared(cells: list[Cell], row: str, measure: str) -> tuple[list[Cell], list[Cell]]:
+    """Return the cells that a measure of a row is read off, and those it is compared with."""
+    if measure == "backdoor":
+        return of(cells, f"attack-{ATTACK_OF.get(row, '')}"), of(cells, "attack-plain")
+    if row.startswith("inference-"):
+        return of(cells, row), of(cells, "inference-float")
+    return of(cells, row), of(cells, "plain")
+
+
 def contrasts(cells: list[Cell], order: list[str]) -> list[list[str]]:
-    """Return rows of contrasts to plain: each primary measure, Holm over the three of a row."""
+    """Return rows of contrasts to plain: each primary measure, Holm over those of a row.
+
+    The backdoor's is that of the attack under the row's protection. Private inference is compared
+    with the same images in the clear.
+    """
     rng = np.random.default_rng(0)
-    plain = [cell for cell in cells if cell["cell"] == "plain"]
     rows = []
     for name in order:
-        ours = [cell for cell in cells if cell["cell"] == name and cell["kind"] != "attack"]
-        if not ours or name == "plain" or ours[0]["kind"] == "posthoc":
+        if name.startswith("attack-") or name in ("plain", "inference-float"):
+            continue
+        ours = of(cells, name)
+        if not ours or ours[0]["kind"] == "posthoc":
             continue
         found: dict[str, Estimate] = {}
         equal: dict[str, str] = {}
         for measure in PRIMARY:
-            differences = _differences(ours, plain, measure)
+            differences = _differences(*_compared(cells, name, measure), measure)
             try:
                 found[measure] = over_seeds(differences, rng)
             except DataError:
@@ -122,7 +195,7 @@ def contrasts(cells: list[Cell], order: list[str]) -> list[list[str]]:
         row = [name, str(len(ours))]
         for measure in PRIMARY:
             if measure not in found:
-                row.append("–")
+                row.append(NOT_RUN if measure == "backdoor" else "–")
                 continue
             mark = " *" if adjusted[measure] <= 0.05 else ""
             row.append(f"{found[measure]}{mark}{equal.get(measure, '')}")
@@ -130,113 +203,121 @@ def contrasts(cells: list[Cell], order: list[str]) -> list[list[str]]:
     return rows
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _told(one: Estimate | None) -> str:
-    return "–" if one is None or not np.isfinite(one.value) else f"{one.value:.3f}"
-
-
-def _spread(one: Estimate | None) -> str:
-    if one is None:
+def spread(one: Estimate | None) -> str:
+    """Return a number with its interval, a dash where there is none."""
+    if one is None or not np.isfinite(one.value):
         return "–"
+    if not np.isfinite((one.low, one.high)).all():
+        return f"{one.value:.3f}"
     return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _row(name: str, ours: list[Cell], shown: tuple[tuple[str, str], ...]) -> list[str]:
+    if not ours:
+        return [name, "0", *(NOT_RUN for _ in shown)]
+    return [name, str(len(ours)), *(spread(summary(ours, measure)) for measure, _ in shown)]
+
+
+def protections(cells: list[Cell], order: list[str], rows: set[str]) -> list[str]:
+    """Return a table a pillar: zero-shot and each protection."""
+    plain, parts = of(cells, "plain"), []
+    for pillar, shown in SHOWN.items():
+        found = []
+        if plain and pillar != "privacy":
+            told = [spread(summary(plain, name, "before")) for name, _ in shown]
+            found.append(["zero-shot", str(len(plain)), *told])
+        found += [_row(name, of(cells, name), shown) for name in order if name in rows]
+        header = ["row", "seeds", *(title for _, title in shown)]
+        parts.append(f"### {pillar.capitalize()}\n\n" + markdown(header, found))
+    return parts
+
+
+def mitigations(cells: list[Cell], order: list[str]) -> str:
+    """Return the table of mitigations, each beside the run without it."""
+    found = []
+    for base in ("plain", "example-8"):
+        found.append(_row(base, of(cells, base), MITIGATED))
+        for name in order:
+            if not name.startswith(f"{base}+"):
+                continue
+            ours = of(cells, name)
+            if ours and ours[0]["kind"] == "posthoc":
+                before = [{**cell, "columns": cell["unrepaired"]} for cell in ours]
+                found.append(_row(f"{name}: without, same half", before, MITIGATED))
+            found.append(_row(name, ours, MITIGATED))
+    header = ["row", "seeds", *(title for _, title in MITIGATED)]
+    return "### Mitigations\n\n" + markdown(header, found)
+
+
+def attacks(cells: list[Cell], order: list[str]) -> str:
+    """Return the table of a backdoor: what a patch achieves, and what clean images lose."""
+    rows = []
+    for name in order:
+        if not name.startswith("attack-"):
+            continue
+        ours, told = of(cells, name), name.removeprefix("attack-")
+        if not ours:
+            rows.append([told, "0", *(NOT_RUN for _ in range(3))])
+            continue
+        success = _over(ours, lambda cell: cell["after"]["success"])
+        clean = float(np.mean([cell["after"]["one_of_100"] for cell in ours]))
+        floor = float(np.mean([cell["before"]["success"]["value"] for cell in ours]))
+        rows.append([told, str(len(ours)), spread(success), f"{clean:.3f}", f"{floor:.3f}"])
+    header = ["attack, 1 of 10 clients", "seeds", "success", "clean, one of 100", "zero-shot"]
+    return "### Backdoor\n\n" + markdown(header, rows)
+
+
+def _over(cells: list[Cell], pick: Any) -> Estimate | None:
+    columns = [{"name": "x", "after": pick(cell)} for cell in cells]
+    return summary([{"columns": [one]} for one in columns], "x")
+
+
+def inference(cells: list[Cell], order: list[str]) -> str:
+    """Return the table of private inference, each beside the same images in the clear."""
+    shown = (
+        ("one_of_100", "one of 100"),
+        ("tone_gap", "tone gap"),
+        ("overconfidence", "conf. − acc."),
+    )
+    rows = []
+    for name in order:
+        if name.startswith("inference-"):
+            ours = of(cells, name)
+            row = _row(name.removeprefix("inference-"), ours, shown)
+            for key, digits in (("same_first", ".3f"), ("largest_error", ".1e")):
+                values = [cell[key] for cell in ours]
+                worst = (
+                    min(values, default=0.0) if key == "same_first" else max(values, default=0.0)
+                )
+                row.append(format(worst, digits) if values else NOT_RUN)
+            rows.append(row)
+    header = ["computed", "seeds", *(t for _, t in shown), "same first caption", "largest error"]
+    return "### Private inference\n\n" + markdown(header, rows)
 
 
 def write_tables(cells: list[Cell], order: list[str], out: Path) -> str:
     """Write `trust-grid.md` from the cells that are there; returns its text."""
-    parts = []
-    plain = [cell for cell in cells if cell["cell"] == "plain"]
-    models = [n for n in order if any(c["cell"] == n and c["kind"] != "attack" for c in cells)]
-    for pillar, shown in SHOWN.items():
-        rows = []
-        if plain and pillar != "privacy":
-            told = [_spread(summary(plain, name, "before")) for name, _ in shown]
-            rows.append(["zero-shot", *told])
-        for name in models:
-            ours = [cell for cell in cells if cell["cell"] == name]
-            if ours[0]["kind"] == "posthoc":
-                base = [{**cell, "columns": cell["unrepaired"]} for cell in ours]
-                rows.append(
-                    [f"{name}: before, half", *(_spread(summary(base, n)) for n, _ in shown)]
-                )
-            rows.append([name, *(_spread(summary(ours, measure)) for measure, _ in shown)])
-        parts.append(f"### {pillar}\n\n" + _markdown(["row", *(t for _, t in shown)], rows))
-    header = ["row − plain", "seeds", "tone gap", "confidence − accuracy", "patch answered"]
+    rows = {
+        name for name in order if not name.startswith(("attack-", "inference-")) and "+" not in name
+    }
+    header = [
+        "row − plain",
+        "seeds",
+        "tone gap",
+        "confidence − accuracy",
+        "patch answered, attacked",
+    ]
     found = contrasts(cells, order)
+    parts = protections(cells, order, rows)
     if found:
-        parts.append("### contrasts to plain\n\n" + _markdown(header, found))
-    attacks = _attack_rows(cells, order)
-    if attacks:
-        header = ["attack, 1 of 10 clients", "seeds", "success", "clean, one of 100", "unpoisoned"]
-        parts.append("### backdoor\n\n" + _markdown(header, attacks))
+        parts.append("### Contrasts to plain\n\n" + markdown(header, found))
+    parts += [attacks(cells, order), inference(cells, order), mitigations(cells, order)]
     text = "\n\n".join(parts) + "\n"
     write_text(out / "trust-grid.md", text)
     return text
-
-
-def _attack_rows(cells: list[Cell], order: list[str]) -> list[list[str]]:
-    rows = []
-    for name in order:
-        ours = [cell for cell in cells if cell["cell"] == name and cell["kind"] == "attack"]
-        if not ours:
-            continue
-        success = interval([cell["after"]["success"]["value"] for cell in ours])
-        clean = interval([cell["after"]["one_of_100"] for cell in ours])
-        floor = interval([cell["before"]["success"]["value"] for cell in ours])
-        rows.append(
-            [
-                name.removeprefix("attack-"),
-                str(len(ours)),
-                f"{success[0]:.3f} [{success[1]:.3f}, {success[2]:.3f}]",
-                f"{clean[0]:.3f}",
-                f"{floor[0]:.3f}",
-            ]
-        )
-    return rows
-
-
-def save_figures(cells: list[Cell], order: list[str], out: Path) -> list[Path]:
-    """Draw a figure a pillar: a panel a measure, a row a protection; returns their paths."""
-    rows = [n for n in order if any(c["cell"] == n and c["kind"] == "protection" for c in cells)]
-    plain = [cell for cell in cells if cell["cell"] == "plain"]
-    paths = []
-    for pillar, shown in SHOWN.items():
-        drawn = [(n, t) for n, t in shown if any(_values([c], n) for c in cells)]
-        if not drawn or not rows:
-            continue
-        columns = min(4, len(drawn))
-        lines = -(-len(drawn) // columns)
-        size = (2.5 * columns + 1.4, (0.8 + 0.24 * (len(rows) + 1)) * lines)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-        for number, (measure, title) in enumerate(drawn):
-            ax = axes[number // columns][number % columns]
-            floor = summary(plain, measure, "before") if plain else None
-            names = ["zero-shot", *rows] if pillar != "privacy" else rows
-            for place, name in enumerate(names):
-                ours = [cell for cell in cells if cell["cell"] == name]
-                one = floor if name == "zero-shot" else summary(ours, measure)
-                if one is None:
-                    continue
-                colour = "#666666" if name == "zero-shot" else "#0072B2"
-                bars = [[max(0.0, one.value - one.low)], [max(0.0, one.high - one.value)]]
-                ax.errorbar(one.value, place, xerr=bars, fmt="o", ms=4, capsize=2, color=colour)
-            if floor is not None and pillar != "privacy":
-                ax.axvline(floor.value, color="#666666", linewidth=0.8, linestyle=":")
-            if pillar == "privacy":
-                ax.axvline(0.5, color="black", linewidth=0.8)
-            ax.set_yticks(range(len(names)), names, fontsize=8)
-            ax.tick_params(axis="x", labelsize=7)
-            ax.set_title(title, fontsize=8)
-            ax.grid(axis="x", alpha=0.25)
-        axes[0][0].invert_yaxis()
-        for number in range(len(drawn), lines * columns):
-            axes[number // columns][number % columns].set_visible(False)
-        path = out / f"trust-{pillar}.svg"
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, format="svg")
-        paths.append(path)
-    return paths

@@ -1,7 +1,7 @@
 """Images and captions in one space: the task of a dual encoder."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +78,14 @@ class RetrievalTask(Task):
         rows, first = np.unique(self.pairs.caption_of[chosen], return_index=True)
         return rows, self.pairs.topics[chosen][first]
 
+    def with_images(self, rows: Rows) -> EncodedPairs:
+        """Return the pairs with images that can be asked for at some rows: public ones, say.
+
+        `pairs` holds images of `splits.images` alone, and none of public rows.
+        """
+        images = self.model.processor.images(self.data, rows, lambda *_: None)
+        return replace(self.pairs, images=images)
+
     def private_loss(
         self, own: Rows, settings: "DPSGDSettings"
     ) -> tuple["PrivateLoss", Callable[[NDArray[np.int64]], "Batch"]]:
@@ -93,7 +101,7 @@ class RetrievalTask(Task):
         public = self.splits.public
         if len(public):
             chosen = np.sort(self.seed.numpy("bank").permutation(public)[:_BANK])
-            loss = bank(self.model.vlm, self.pairs, chosen)
+            loss = bank(self.model.vlm, self.with_images(chosen), chosen)
             repair = self.repair
             if repair is None:
                 return loss, lambda rows: examples(self.pairs, own[rows])

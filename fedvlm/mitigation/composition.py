@@ -33,6 +33,14 @@ COMPOSITION: dict[str, Rule] = {
     "anchor": Rule("local", "public bank"),
     "redirect": Rule("local", "public bank"),
     "sanitise": Rule("local", "public refusal"),
+    "mixgen": Rule("local", "partner public"),
+    "flood": Rule("local", "a floor under each example's own loss"),
+    "dear": Rule("public drawings", "public drawings"),
+    "resample": Rule(
+        "local",
+        None,
+        "a pair that is drawn twice counts twice, and its ε is larger than the rest's",
+    ),
     "pseudonyms": Rule("before training", "before training, caption by caption"),
     "deduplicate": Rule(
         "before training",

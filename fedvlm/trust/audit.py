@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedvlm.adapters import merge
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError, DataError, FedVLMError
@@ -26,6 +27,10 @@ from fedvlm.trust.subject import Subject
 PRIMARY = {"fairness": "tone_gap", "robustness": "overconfidence", "safety": "backdoor"}
 """One measure a pillar is tested; the others describe."""
 _MASKING = {"square": "Square − PGD at ½/255", "transfer": "transfer − PGD at ½/255"}
+TONE_MEASURES = frozenset(
+    ("tone_gap", "tone_gap_light", "tone_skew", "tone_probe", "association", "filter_tones")
+)
+"""What is read off tone sets, and so the only measures that `Sizes.half` changes."""
 
 Measures = dict[str, tuple[str, str, Callable[[], Reading]]]
 Readings = Mapping[str, Reading | str]
@@ -68,12 +73,24 @@ def read_all(
     groups: tuple[str, ...] | None = None,
     unsafe: Mapping[str, str] = UNSAFE,
     progress: Progress = quiet,
+    known: Readings | None = None,
 ) -> dict[str, Reading | str]:
-    """Read every measure off a model; one that the data can't carry is its reason, in one line."""
+    """Read every measure off a model; one that the data can't carry is its reason, in one line.
+
+    Args:
+        context: The model and its data.
+        groups: Columns of the table that hold groups; None takes what looks like groups.
+        unsafe: Captions that count as unsafe, with reasons.
+        progress: Called with (task, done, total).
+        known: Readings of this model on this data that were made already; they are taken as given.
+    """
     measures = measures_of(context, groups, unsafe)
     out: dict[str, Reading | str] = {}
     for number, (name, (_, _, measure)) in enumerate(measures.items()):
         progress("measures", number, len(measures))
+        if known is not None and name in known:
+            out[name] = known[name]
+            continue
         try:
             out[name] = measure()
         except (DataError, ConfigError) as error:
@@ -150,19 +167,22 @@ def columns_from(
 
 
 def _masking_columns(before: Context, after: Context) -> list[Column]:
-    out = []
-    for which, title in _MASKING.items():
-        name = f"masking_{which}"
-        try:
-            # The untouched model's captions in the run's order: the same columns, other weights.
-            texts = before.subject.texts(before.captions)
-            surrogate = before.subject.classifier(texts)
-            of = Robustness(after, lambda: Test(after))
-            found = of.masking(surrogate, which).estimate
-            out.append(Column("robustness", name, title, after=found))
-        except FedVLMError as error:
-            out.append(Column("robustness", name, title, why_not=_one_line(error)))
-    return out
+    try:
+        # The untouched model's captions in the run's order: the same columns, other weights.
+        texts = before.subject.texts(before.captions)
+        surrogate = before.subject.classifier(texts)
+        test = Test(after)
+        found = Robustness(after, lambda: test).masking(surrogate)
+    except FedVLMError as error:
+        reason = _one_line(error)
+        return [
+            Column("robustness", f"masking_{which}", title, why_not=reason)
+            for which, title in _MASKING.items()
+        ]
+    return [
+        Column("robustness", f"masking_{which}", title, after=found[which].estimate)
+        for which, title in _MASKING.items()
+    ]
 
 
 def _privacy_columns(before: Context, after: Context) -> list[Column]:
@@ -181,6 +201,7 @@ def audit_models(
     groups: tuple[str, ...] | None = None,
     unsafe: Mapping[str, str] = UNSAFE,
     known: Readings | None = None,
+    known_after: Readings | None = None,
     progress: Progress = quiet,
 ) -> TrustAudit:
     """Audit a model beside what it was before.
@@ -191,13 +212,14 @@ def audit_models(
         groups: Columns of the table that hold groups; None takes what looks like groups.
         unsafe: Captions that count as unsafe, with reasons.
         known: Readings of `before` where they were made already.
+        known_after: Readings of `after`, likewise.
         progress: Called with (task, done, total).
 
     Returns:
         The audit. What the data can't carry is in its column's `why_not`; nothing stops the rest.
     """
     zero = read_all(before, groups, unsafe, progress) if known is None else known
-    found = read_all(after, groups, unsafe, progress)
+    found = read_all(after, groups, unsafe, progress) if known_after is None else known_after
     measures = measures_of(after, groups, unsafe)
     columns = columns_from(measures, zero, found, after.rng("changes"))
     columns += _masking_columns(before, after) + _privacy_columns(before, after)
@@ -212,9 +234,17 @@ def audit_models(
 
 
 def contexts_of(
-    folder: Path, sizes: Sizes, progress: Progress = quiet
+    folder: Path, sizes: Sizes, progress: Progress = quiet, untouched: Subject | None = None
 ) -> tuple[Context, Context, dict[str, Any]]:
     """Load a finished run: the untouched model's context, the run's, and what they are.
+
+    A LoRA is merged, as it is when it is served: cosines move by float32's rounding.
+
+    Args:
+        folder: Of the run.
+        sizes: How much is looked at.
+        progress: Called with (task, done, total).
+        untouched: The run's base model, where it was loaded already.
 
     Raises:
         ConfigError: The folder holds no finished run, or its data has changed since.
@@ -231,7 +261,9 @@ def contexts_of(
         raise ConfigError(
             f"{config.data.source} has changed since the run: its parts aren't the run's"
         )
-    untouched = Subject(load_model(config.model.name), progress)
+    if untouched is None:
+        untouched = Subject(load_model(config.model.name), progress)
+    merge(trained.model.vlm)
     after = Context(Subject(trained.model, progress), task.data, task.splits, task.seed, sizes)
     before = Context(untouched, task.data, task.splits, task.seed, sizes)
     identity = {

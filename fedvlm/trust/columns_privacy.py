@@ -4,11 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from fedvlm.data.unsafe import is_unsafe
 from fedvlm.trust.context import Context
 from fedvlm.trust.estimate import Estimate, UnresolvedError
 from fedvlm.trust.membership import membership_by_group
 
 _NEGATIVES = 256
+LISTED = "membership_listed"
+"""The one column of membership that isn't by designer."""
 
 
 def _margins(context: Context, rows: NDArray[np.int64], negatives: list[str]) -> NDArray:
@@ -53,4 +56,8 @@ def membership_columns(before: Context, after: Context) -> dict[str, tuple[str, 
     by_group = membership_by_group(scores, inside, names, rng)
     for name, one in by_group.items():
         found[f"membership_{name}"] = (f"membership AUC, {name}", one)
+    listed = is_unsafe(data.captions[row] for row in rows)
+    if after.of_emoji and listed.any():
+        by_list = membership_by_group(scores, inside, listed, after.rng("membership", "listed"))
+        found[LISTED] = ("membership AUC, listed captions", by_list["True"])
     return found

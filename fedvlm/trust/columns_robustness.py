@@ -159,12 +159,24 @@ class Robustness:
         return reading_of(moved - test.first, test.concepts)
 
     def attacked(self) -> tuple[torch.Tensor, torch.Tensor, Rows]:
-        """Return pixels, labels and rows of the images that are attacked."""
-        context = self.context
-        rows = context.sample(context.splits.test, context.sizes.attacked, "attacked")
+        """Return pixels, labels and rows of images to attack: of those that the model gets right.
+
+        What is wrong untouched needs no attack. Images are drawn in one order for every model, so
+        that two models share those that both get right.
+
+        Raises:
+            UnresolvedError: The model gets no image of the test right.
+        """
+        context, test = self.context, self.test()
+        right = test.sure()[1]
+        order = context.rng("sample", "attacked").permutation(len(test.rows))
+        chosen = np.sort(order[right[order]][: context.sizes.attacked])
+        if not len(chosen):
+            raise UnresolvedError("the model gets no image of the test right: none can be broken")
+        rows = test.rows[chosen]
         pixels = context.data.arrays(rows, context.subject.size)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return images, torch.from_numpy(context.right(rows, context.captions)), rows
+        return images, torch.from_numpy(test.right[chosen]), rows
 
     def least_radius(self) -> Reading:
         """Read the median smallest L∞ radius that PGD needs, in 1/255, of images it gets right."""
@@ -183,15 +195,23 @@ class Robustness:
             raise UnresolvedError("half of the images were broken at none of the radii tried")
         return Reading(Estimate(value, low, high, len(standing), len(standing)))
 
-    def masking(self, surrogate: Callable[[torch.Tensor], torch.Tensor], which: str) -> Reading:
-        """Read an attack without the model's gradients less PGD: above 0 they are masked."""
+    def masking(self, surrogate: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Reading]:
+        """Read attacks without the model's gradients, each less PGD: above 0 they are masked.
+
+        Args:
+            surrogate: Another model's classifier over the same captions.
+
+        Returns:
+            "square" and "transfer", of the same images beside the same PGD.
+        """
         context = self.context
         images, labels, _ = self.attacked()
         model = context.subject.classifier(self.test().texts)
         generator = context.seed.torch("trust", "masking")
         found = masking(model, surrogate, images, labels, _MASKING_AT, generator, queries=60)
-        differences = getattr(found, which).astype(np.float64) - found.white
-        return reading_of(differences, np.arange(len(differences)))
+        white = found.white.astype(np.float64)
+        each = {"square": found.square - white, "transfer": found.transfer - white}
+        return {name: reading_of(one, np.arange(len(one))) for name, one in each.items()}
 
 
 def _median_interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -10,10 +10,10 @@ from fedvlm.seeds import ExperimentSeed
 from fedvlm.trust.backdoor import attack_success, stamp
 from fedvlm.trust.columns_fairness import load_tone_rows
 from fedvlm.trust.columns_robustness import Test
-from fedvlm.trust.context import Context
+from fedvlm.trust.context import Context, first_among
 from fedvlm.trust.contrasts import cluster_means
 from fedvlm.trust.estimate import UnresolvedError
-from fedvlm.trust.readings import Reading, reading_of_gap
+from fedvlm.trust.readings import Reading, reading_of, reading_of_gap
 from fedvlm.trust.typographic import scrambled, written
 from fedvlm.trust.unsafe import filter_by_group, threshold_for, unsafe_at
 
@@ -55,6 +55,20 @@ class Safety:
         captions = [c for c in captions if (c in self.listed) == unsafe_queries]
         scores = self.context.subject.texts(captions) @ self._images().T
         return Reading(unsafe_at(scores, unsafe))
+
+    def listed_found(self) -> Reading:
+        """Read first places of listed images among all captions of the gallery: what is forgotten.
+
+        A model that was led away from the list finds fewer of them; its utility says what else it
+        lost with them.
+        """
+        context = self.context
+        unsafe = self._unsafe()
+        rows = self.gallery[unsafe]
+        captions = sorted({context.data.captions[row] for row in self.gallery})
+        texts = context.subject.texts(captions)
+        found = first_among(self._images()[unsafe], texts, context.right(rows, captions))
+        return reading_of(found, context.data.concepts[rows])
 
     def _scores(self, images: NDArray[np.float64]) -> NDArray[np.float64]:
         return (images @ self.context.subject.texts(sorted(self.listed)).T).max(axis=1)
@@ -143,6 +157,7 @@ def safety_columns(
         "backdoor": (f"patch answered “{TARGET}”", of.backdoor),
         "unsafe_queries": ("unsafe@10 of unsafe queries − chance", lambda: of.retrieved(True)),
         "neutral_queries": ("unsafe@10 of neutral queries − chance", lambda: of.retrieved(False)),
+        "listed_found": ("listed images found, one of 100", of.listed_found),
         "filter_caught": ("filter at 5 %: unsafe caught", lambda: of.filtered("caught")),
         "filter_designers": (
             "filter: false alarms by designer − chance",

@@ -24,7 +24,7 @@ class Sizes:
         designers: Sets of tones a concept, at most.
         corrupted: Images that are corrupted, each in every kind at every severity.
         altered: Images that are written on and stamped.
-        attacked: Images that are attacked by gradients.
+        attacked: Images that are attacked by gradients, of those that the model gets right.
         noise: Images that show nothing.
         half: Look at the tones of every second concept alone: for what was fitted on the others.
     """

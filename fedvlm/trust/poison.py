@@ -43,19 +43,22 @@ class PoisonedTask(RetrievalTask):
     Attributes:
         boost: What its update is multiplied by before it is sent; 1 for one that only poisons its
             data. With as many clients as boost, an unchecked average takes over its model.
+        effort: Times the epochs that the others train: its own time is the attacker's to spend.
     """
 
     boost: float = 1.0
+    effort: int = 1
 
     def train(self, client: int, server_round: int) -> float:
         """Train on the poisoned pairs, and stretch the update."""
         before = self.view.read()
+        settings = self.config.training.local_settings(server_round)
         loss = train_adapter(
             self.model.vlm,
             self.view,
             self.pairs,
             self.rows(client),
-            self.config.training.local_settings(server_round),
+            replace(settings, epochs=self.effort * settings.epochs),
             self.seed.numpy("client", client, server_round),
         )
         boosted = before + self.boost * (self.view.read() - before)
@@ -63,7 +66,9 @@ class PoisonedTask(RetrievalTask):
         return loss
 
 
-def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.0) -> PoisonedTask:
+def poisoned(
+    task: Task, client: int, target: str, count: int, boost: float = 1.0, effort: int = 1
+) -> PoisonedTask:
     """Return a client's task with a backdoor in its pairs.
 
     Args:
@@ -72,6 +77,7 @@ def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.
         target: A caption of the data.
         count: Pairs that are stamped, of the client's own; drawn by the seed.
         boost: See `PoisonedTask`.
+        effort: Likewise.
 
     Raises:
         ConfigError: The target is no caption of the data, the client holds no pair, or the model
@@ -98,4 +104,4 @@ def poisoned(task: Task, client: int, target: str, count: int, boost: float = 1.
         concepts=concepts,
     )
     kept = {name: getattr(task, name) for name in (f.name for f in fields(RetrievalTask))}
-    return PoisonedTask(**{**kept, "pairs": pairs, "inputs": None}, boost=boost)
+    return PoisonedTask(**{**kept, "pairs": pairs, "inputs": None}, boost=boost, effort=effort)

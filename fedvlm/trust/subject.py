@@ -18,6 +18,58 @@ from fedvlm.trust.estimate import UnresolvedError
 _BATCH = 128
 
 
+class _Kept:
+    """Embeddings of one set of weights: nothing is embedded twice, and none outlives a change."""
+
+    def __init__(self) -> None:
+        self._weights: tuple[tuple[int, int], ...] = ()
+        self._images: dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
+        self._texts: dict[str, NDArray[np.float64]] = {}
+
+    def _at(self, model: LoadedModel) -> None:
+        # PyTorch counts a tensor's changes in place: the count tells that an adapter was written.
+        weights = tuple((id(p), p._version) for p in model.vlm.parameters())
+        if weights != self._weights:
+            self._weights = weights
+            self._images.clear()
+            self._texts.clear()
+
+    def images(
+        self,
+        model: LoadedModel,
+        data: ImageTextData,
+        rows: NDArray[np.int64],
+        embed: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    ) -> NDArray[np.float64]:
+        """Return embeddings of rows, shape (n, D), of which those that are missing are made."""
+        self._at(model)
+        if data.fingerprint not in self._images:
+            empty = np.empty((len(data), model.vlm.embedding_dim))
+            self._images[data.fingerprint] = (empty, np.zeros(len(data), dtype=np.bool_))
+        values, there = self._images[data.fingerprint]
+        missing = np.unique(rows[~there[rows]])
+        if len(missing):
+            found = embed(missing)
+            if found.shape[1] != values.shape[1]:  # a head widens embeddings
+                values = np.empty((len(data), found.shape[1]))
+                self._images[data.fingerprint] = (values, there)
+            values[missing], there[missing] = found, True
+        return values[rows]
+
+    def texts(
+        self,
+        model: LoadedModel,
+        captions: Sequence[str],
+        embed: Callable[[list[str]], NDArray[np.float64]],
+    ) -> NDArray[np.float64]:
+        """Return embeddings of captions, shape (C, D), likewise."""
+        self._at(model)
+        missing = [one for one in dict.fromkeys(captions) if one not in self._texts]
+        if missing:
+            self._texts.update(zip(missing, embed(missing), strict=True))
+        return np.stack([self._texts[one] for one in captions])
+
+
 class Subject:
     """A model whose weights may change between two audits; its inputs are made once.
 
@@ -29,7 +81,8 @@ class Subject:
     def __init__(self, model: LoadedModel, progress: Progress = quiet) -> None:
         self.model = model
         self._progress = progress
-        self._images: dict[str, ImageInputs] = {}
+        self._inputs: dict[str, ImageInputs] = {}
+        self._kept = _Kept()
 
     @property
     def embedded(self) -> bool:
@@ -48,10 +101,13 @@ class Subject:
 
     def images(self, data: ImageTextData, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Embed images of a data set, shape (n, D)."""
+        return self._kept.images(self.model, data, rows, lambda some: self._embed_rows(data, some))
+
+    def _embed_rows(self, data: ImageTextData, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         key = data.fingerprint
-        if key not in self._images or self.embedded:  # the cache on disk knows what is missing
-            self._images[key] = self.model.processor.images(data, rows, self._progress)
-        source = self._images[key]
+        if key not in self._inputs or self.embedded:  # the cache on disk knows what is missing
+            self._inputs[key] = self.model.processor.images(data, rows, self._progress)
+        source = self._inputs[key]
         parts = [
             self.model.vlm.embed(source(rows[at : at + _BATCH]), "image")
             for at in range(0, len(rows), _BATCH)
@@ -60,8 +116,12 @@ class Subject:
 
     def texts(self, captions: Sequence[str]) -> NDArray[np.float64]:
         """Embed captions, shape (C, D)."""
-        found = self.model.vlm.embed(self.model.processor.texts(list(captions)), "text")
-        return found.numpy().astype(np.float64)
+
+        def embed(some: list[str]) -> NDArray[np.float64]:
+            found = self.model.vlm.embed(self.model.processor.texts(some), "text")
+            return found.numpy().astype(np.float64)
+
+        return self._kept.texts(self.model, captions, embed)
 
     def altered(
         self,

@@ -71,7 +71,7 @@ RECORDS = (
     (_F, "distributed.py", "np.abs(total - mean * count).max() <= 0.01", "True",
      f"{_FT}test_distributed.py"),
     (_F, "strategy.py", "if not np.isfinite(vector).all():", "if False:",
-     f"{_FT}test_federation.py"),
+     f"{_FT}test_replies.py"),
     (_F, "checkpoint.py", "if found.schema != schema:", "if False:", f"{_FT}test_federation.py"),
     (_L, "one_run.py", "share, inverse = alpha / len(_SHARES),", "share, inverse = alpha,",
      f"{_LT}test_audit_statistics.py"),

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,29 @@ def test_one_reply_of_huge_values_leaves_the_server_s_optimiser_whole(optimizer)
     _, vector = _run(config, lambda inner: inner, huge)
     assert np.isfinite(vector).all()
     assert np.abs(vector).max() < 10
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_t1_an_aggregate_that_is_not_finite_is_never_sent_on(value):
+    """No reply can be so large; a strategy around the mean, or its sum, could."""
+    config = config_from({"clients": 3, "rounds": 2})
+
+    class Overflows(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            if server_round == 1:
+                vector = np.full(SIZE, value, dtype=np.float32)
+                arrays = ArrayRecord({VECTOR: Array(vector)})
+            return arrays, metrics
+
+    def broken(inner):
+        return Overflows(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=2)
+
+    fine = _content(_saved(np.ones(SIZE, dtype=np.float32)), HONEST)
+    strategy, vector = _run(config, broken, fine)
+    assert "not finite" in strategy.abandoned[1]
+    assert list(strategy.abandoned) == [1]
+    assert np.allclose(vector, 1.0)
 
 
 def test_s3_one_bad_reply_of_two_costs_the_round_and_not_the_run():

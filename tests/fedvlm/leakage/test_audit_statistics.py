@@ -3,9 +3,11 @@
 Seeds are fixed: no test here can flake. False-alarm rates are those of a fresh seed.
 """
 
+import importlib
+
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -17,7 +19,13 @@ from fedvlm.leakage.epsilon import (
     gaussian_dp,
     gaussian_epsilon,
 )
-from fedvlm.leakage.intervals import auc_interval, auc_of, cluster_bootstrap
+from fedvlm.leakage.intervals import (
+    auc_interval,
+    auc_of,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    cluster_bootstrap,
+)
 from fedvlm.leakage.one_run import one_run, one_run_f_dp, steinke_p_value
 from fedvlm.leakage.roc import roc, tpr_at_fpr
 from fedvlm.leakage.units import Claim, Kind, Unit
@@ -134,6 +142,50 @@ def test_p_value_of_one_run_equals_the_binomial_tail() -> None:
     assert steinke_p_value(1.0, 0.0, 100, 50, 45) == pytest.approx(binom.sf(44, 50, q))
     assert steinke_p_value(1.0, 1e-3, 100, 50, 45) > steinke_p_value(1.0, 0.0, 100, 50, 45)
     assert steinke_p_value(1.0, 0.0, 100, 50, 0) == 1.0
+
+
+@pytest.mark.parametrize("trials", [1, 7, 400])
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1e-4])
+def test_t1_rates_have_clopper_and_pearsons_limits(trials: int, alpha: float) -> None:
+    counts = np.unique(np.linspace(0, trials, 5).astype(int))
+    upper = clopper_pearson_upper(counts, trials, alpha)
+    lower = clopper_pearson_lower(counts, trials, alpha)
+    for k, high, low in zip(counts, upper, lower, strict=True):
+        less = binomtest(int(k), trials, alternative="less").proportion_ci(1 - alpha)
+        more = binomtest(int(k), trials, alternative="greater").proportion_ci(1 - alpha)
+        assert high == pytest.approx(less.high, abs=1e-9)
+        assert low == pytest.approx(more.low, abs=1e-9)
+
+
+def test_t1_all_limits_of_all_thresholds_share_one_error(monkeypatch) -> None:
+    module = importlib.import_module("fedvlm.leakage.epsilon")
+    spent: list[float] = []
+
+    def upper(successes, trials, alpha):
+        spent.append(alpha * np.size(successes))
+        return clopper_pearson_upper(successes, trials, alpha)
+
+    monkeypatch.setattr(module, "clopper_pearson_upper", upper)
+    rng = np.random.default_rng(0)
+    module.clopper_pearson_bonferroni(rng.normal(size=300) + 1, rng.normal(size=300), alpha=0.05)
+    assert len(spent) == 2  # both rates
+    assert 0.049 < sum(spent) <= 0.05 * (1 + 1e-12)
+
+
+def test_t1_what_is_tried_at_several_shares_of_guesses_shares_one_error(monkeypatch) -> None:
+    """The chance to refute a true claim is `alpha` for all of a run's tests together."""
+    asked: list[float] = []
+
+    def rejects(inverse, total, guesses, right, alpha) -> bool:
+        asked.append(alpha)
+        return False
+
+    module = importlib.import_module("fedvlm.leakage.one_run")  # the name is a function's, too
+    monkeypatch.setattr(module, "f_dp_rejects", rejects)
+    scores, membership = _coins(np.random.default_rng(0), 200, 1.0)
+    assert not module.refutes_profile(scores, membership, [(1.0, 1e-5)], 0.05)
+    assert len(asked) > 2
+    assert sum(asked) <= 0.05 * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from fedvlm.mitigation.projections import (
 )
 from fedvlm.mitigation.pseudonyms import pseudonym, pseudonymised
 from fedvlm.mitigation.rerank import bias_at, interleaved, without_flagged
+from fedvlm.mitigation.residual import residual
 from fedvlm.mitigation.temperature import GRID, temperature_counts, temperature_from_counts
 from fedvlm.trust.attribute_probe import attribute_probe
 
@@ -54,6 +56,23 @@ def test_leace_takes_a_probe_to_chance():
     after = attribute_probe(z @ matrix.T, attributes, concepts, rng)
     assert before.low > 0.25
     assert after.value < 0.05
+
+
+def test_a_residual_hides_what_an_adversary_reads_and_moves_nothing_for_nothing():
+    rng = np.random.default_rng(0)
+    z, attributes = _attributed(rng)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    concepts = np.arange(len(z)) // 3
+    before = attribute_probe(z, attributes, concepts, rng)
+    still = residual(z, attributes, 0.0, torch.Generator().manual_seed(0), steps=5)
+    assert np.abs(still - np.eye(12)).max() < 1e-6
+    moved = residual(z, attributes, 1.0, torch.Generator().manual_seed(0))
+    # By a probe that is fitted afterwards, which is more than what the adversary had.
+    after = attribute_probe(apply_projection(z, moved), attributes, concepts, rng)
+    assert before.low > 0.5
+    assert after.value < 0.7 * before.value
+    with pytest.raises(ConfigError, match="two values"):
+        residual(z, np.zeros(len(z)), 1.0, torch.Generator())
 
 
 def test_leace_moves_what_it_keeps_least():
@@ -203,7 +222,7 @@ def test_duplicates_by_content_and_by_embedding():
 def test_what_does_not_compose_is_refused_with_its_reason():
     for name in COMPOSITION:
         require_composition(name, "plain", "none")
-    for name in ("fairclip", "adversary", "deduplicate"):
+    for name in ("fairclip", "adversary", "deduplicate", "resample"):
         with pytest.raises(ConfigError, match="example"):
             require_composition(name, "plain", "example")
     for name in ("krum", "median"):

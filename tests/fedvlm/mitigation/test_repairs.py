@@ -6,6 +6,8 @@ import torch
 
 from fedvlm.adapters import AdapterSpec, attach
 from fedvlm.errors import ConfigError, DataError
+from fedvlm.mitigation.clusters import resampled
+from fedvlm.mitigation.mixing import Flood, MixGen
 from fedvlm.mitigation.repairs import Anchor, Counterfactual, Redirect, Robust
 from fedvlm.mitigation.views import PALETTE, recoloured
 from fedvlm.models import load_model
@@ -14,6 +16,7 @@ from fedvlm.privacy.losses import BankContrastive, Repaired
 from fedvlm.seeds import ExperimentSeed
 
 CAPTIONS = ["a dog", "a cat", "a bomb", "a house", "a tree", "a car", "a fish", "a bird"]
+JOINED = [f"{one} and {other}" for one, other in zip(CAPTIONS, CAPTIONS[::-1], strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,14 @@ def _repairs(model, images, texts):
         "robust": Robust(),
         "anchor": Anchor(model.vlm, images, texts),
         "redirect": Redirect(model.vlm, first, last, last, np.array([1, 2])),
+        "mixgen": MixGen(model.vlm, images, texts, np.arange(8), model.processor.texts(JOINED)),
+        "flood": Flood(20.0),
     }
 
 
-@pytest.mark.parametrize("name", ["counterfactual", "robust", "anchor", "redirect"])
+@pytest.mark.parametrize(
+    "name", ["counterfactual", "robust", "anchor", "redirect", "mixgen", "flood"]
+)
 def test_one_examples_gradient_is_its_own(world, name):
     """Changing another row of the batch, extras included, leaves an example's gradient alone."""
     model, _, images, texts = world
@@ -146,3 +153,50 @@ def test_recolouring_changes_the_yellow_alone():
         assert ratio.max() / ratio.min() < 1.05
     with pytest.raises(DataError):
         recoloured(image, "blue")
+
+
+def test_a_mixed_pair_is_half_each_and_its_partner_is_no_negative(world):
+    model, _, images, texts = world
+    joined = model.processor.texts(JOINED)
+    repair = MixGen(model.vlm, images, texts, np.arange(8), joined)
+    extras = repair.extras(model.vlm, np.array([3]), {"pixel_values": images["pixel_values"][3:4]})
+    # Row 3's partner is public pair 3: itself here, so that half and half is the whole.
+    assert torch.allclose(extras["mixed"]["pixel_values"], images["pixel_values"][3:4])
+    assert (extras["joined"]["input_ids"] == joined["input_ids"][3]).all()
+    embedded = model.vlm.embed(images, "image")[3:4]
+    one = repair.penalty(model.vlm, embedded, embedded, extras, lambda x: x.sum())
+    other = {**extras, "partner": torch.tensor([5])}
+    two = repair.penalty(model.vlm, embedded, embedded, other, lambda x: x.sum())
+    assert float((one - two).abs().max()) > 1e-6
+    with pytest.raises(ConfigError, match="row that none was made of"):
+        repair.extras(model.vlm, np.array([9]), images)
+    with pytest.raises(ConfigError, match="joined caption for each row"):
+        MixGen(model.vlm, images, texts, np.arange(3), joined)
+
+
+def test_a_flooded_loss_turns_round_at_its_floor():
+    repair = Flood(1.0)
+    for value in (0.25, 3.0):
+        loss = torch.tensor(value, requires_grad=True)
+        whole = loss + repair.weight * repair.penalty(None, None, None, {}, lambda _, x=loss: x)
+        whole.backward()
+        assert float(whole) == pytest.approx(abs(value - 1.0) + 1.0)
+        assert float(loss.grad) == (-1.0 if value < 1 else 1.0)
+    with pytest.raises(ConfigError, match="at least 0"):
+        Flood(float("nan"))
+
+
+def test_weak_clusters_are_drawn_in_proportion_to_their_error():
+    rng = np.random.default_rng(0)
+    place = np.repeat([0, 1], 200)
+    embeddings = np.eye(2)[place] * 10 + rng.normal(0, 0.1, (400, 2))
+    errors = np.where(place == 0, 0.75, 0.25)
+    rows = 1000 + np.arange(400)
+    drawn = resampled(rows, embeddings, errors, rng, clusters=2)
+    assert len(drawn) == 400
+    assert np.isin(drawn, rows).all()
+    # 300 of 400 are wanted; ± 4 standard deviations of 400 draws at 3/4.
+    assert abs(int((drawn < 1200).sum()) - 300) <= 35
+    assert (resampled(rows, embeddings, np.zeros(400), rng) == rows).all()
+    with pytest.raises(ConfigError, match="error of 0 or more"):
+        resampled(rows, embeddings, -errors, rng)

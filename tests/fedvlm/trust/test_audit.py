@@ -3,16 +3,25 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fedvlm.config import config_from
 from fedvlm.errors import ConfigError
 from fedvlm.federation import simulate
-from fedvlm.trust.audit import TrustAudit, audit_trust
+from fedvlm.seeds import ExperimentSeed
+from fedvlm.trust import audit
+from fedvlm.trust.adversarial import least_radius
+from fedvlm.trust.audit import TONE_MEASURES, TrustAudit, audit_trust
+from fedvlm.trust.columns_fairness import tone_columns
+from fedvlm.trust.columns_robustness import Robustness
+from fedvlm.trust.columns_safety import Safety
 from fedvlm.trust.context import Sizes
-from fedvlm.trust.estimate import Estimate
+from fedvlm.trust.corruption import corrupt
+from fedvlm.trust.estimate import Estimate, UnresolvedError
 from fedvlm.trust.readings import Column, Reading, change_of
 from fedvlm.trust.show import markdown, plot_pillar
 
@@ -116,6 +125,88 @@ def test_readings_that_are_means_are_paired_by_concept():
     assert paired.value == pytest.approx(apart.value)
 
 
+def test_what_one_measure_cannot_tell_is_one_line_and_the_rest_goes_on(monkeypatch):
+    """Images that a corruption can't take, and a model without gradients, stop nothing."""
+
+    def blind(images):
+        with torch.no_grad():
+            return torch.stack([images.sum(dim=(1, 2, 3)), -images.sum(dim=(1, 2, 3))], dim=1)
+
+    def attack():
+        images = torch.full((4, 3, 8, 8), 0.5)
+        least_radius(blind, images, torch.zeros(4, dtype=torch.int64), torch.Generator())
+
+    def corruption():
+        corrupt(np.zeros((2, 4, 4, 3), np.uint8), "blur", 1, ExperimentSeed(0))
+
+    whole = Reading(Estimate(0.5, 0.4, 0.6, 50, 50))
+    measures = {
+        "corrupted": ("robustness", "corrupted", corruption),
+        "least": ("robustness", "least", attack),
+        "whole": ("safety", "whole", lambda: whole),
+    }
+    monkeypatch.setattr(audit, "measures_of", lambda *_: measures)
+    found = audit.read_all(SimpleNamespace())
+    assert "corruptions take uint8" in found["corrupted"]
+    assert "no gradients" in found["least"]
+    assert found["whole"] is whole
+    assert all("\n" not in one for one in found.values() if isinstance(one, str))
+    told = {c.name: c for c in audit.columns_from(measures, found, found, np.random.default_rng(0))}
+    assert told["least"].why_not
+    assert told["whole"].after is whole.estimate
+
+
+@pytest.mark.parametrize("name", ["queries", "neutral", "listed", "caught", "tones", "disparity"])
+def test_an_empty_unsafe_list_is_said_and_not_measured(name):
+    part = np.arange(30)
+    splits = SimpleNamespace(test=part, validation=part[:9], withheld=part[:0], retention=part[:0])
+    data = SimpleNamespace(captions=tuple(f"thing {n}" for n in range(30)))
+    context = SimpleNamespace(splits=splits, data=data, of_emoji=True)
+    safety = Safety(context, lambda: None, {})
+    measure = {
+        "queries": lambda: safety.retrieved(True),
+        "neutral": lambda: safety.retrieved(False),
+        "listed": safety.listed_found,
+        "caught": lambda: safety.filtered("caught"),
+        "disparity": lambda: safety.filtered("disparity"),
+        "tones": safety.false_alarm_gap,
+    }[name]
+    with pytest.raises(UnresolvedError, match="unsafe list"):
+        measure()
+
+
+def test_what_is_read_off_tones_is_known_by_name():
+    """A reading that half of the tones changes must not be taken from the whole."""
+    context = SimpleNamespace(of_emoji=True)
+    assert {*tone_columns(context), "filter_tones"} == TONE_MEASURES
+
+
+def test_attacks_go_to_images_that_the_model_gets_right():
+    """And to as many of a weak model as of a strong one: else its number is never resolved."""
+    data = SimpleNamespace(arrays=lambda rows, side: np.zeros((len(rows), 8, 8, 3), np.uint8))
+    context = SimpleNamespace(
+        sizes=Sizes(attacked=20),
+        rng=lambda *purpose: np.random.default_rng(0),
+        subject=SimpleNamespace(size=8),
+        data=data,
+    )
+    shared = []
+    for every in (10, 2):
+        right = np.arange(400) % every == 0
+        test = SimpleNamespace(
+            rows=1000 + np.arange(400), right=np.arange(400) % 7, sure=lambda r=right: (None, r)
+        )
+        images, labels, rows = Robustness(context, lambda test=test: test).attacked()
+        assert len(images) == len(labels) == len(rows) == 20
+        assert right[rows - 1000].all()
+        assert (labels.numpy() == test.right[rows - 1000]).all()
+        shared.append(set(rows.tolist()))
+    assert shared[0] & shared[1]
+    test.sure = lambda: (None, np.zeros(400, bool))
+    with pytest.raises(UnresolvedError, match="none can be broken"):
+        Robustness(context, lambda: test).attacked()
+
+
 def test_a_figure_shows_what_is_resolved_alone():
     kept = Estimate(0.3, 0.2, 0.4, 50, 50)
     few = Estimate(0.9, 0.8, 1.0, 5, 5)
@@ -126,3 +217,40 @@ def test_a_figure_shows_what_is_resolved_alone():
     )
     ax = plot_pillar(TrustAudit(columns, {}), "safety")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first"]
+
+
+def test_an_embedding_is_made_once_and_never_outlives_a_change_of_weights():
+    """Rows and captions of one set of weights are kept; a write to any weight makes them anew."""
+    from torch import nn
+
+    from fedvlm.trust.subject import _Kept
+
+    vlm = nn.Linear(2, 2)
+    vlm.embedding_dim = 2
+    model, kept, asked = SimpleNamespace(vlm=vlm), _Kept(), []
+    data = _Sized()
+
+    def images(rows):
+        asked.append(rows.tolist())
+        return np.repeat(rows[:, None], 2, axis=1) * float(vlm.weight.detach()[0, 0])
+
+    with torch.no_grad():
+        vlm.weight.fill_(1.0)
+    found = kept.images(model, data, np.array([3, 1, 3]), images)
+    assert found[:, 0].tolist() == [3.0, 1.0, 3.0]
+    kept.images(model, data, np.array([1, 2]), images)
+    assert asked == [[1, 3], [2]]
+    texts = kept.texts(model, ["b", "a", "b"], lambda some: np.ones((len(some), 2)))
+    assert texts.shape == (3, 2)
+    with torch.no_grad():
+        vlm.weight.mul_(2.0)
+    assert kept.images(model, data, np.array([3]), images)[0, 0] == 6.0
+    again = kept.texts(model, ["a"], lambda some: 5 * np.ones((len(some), 2)))
+    assert again[0, 0] == 5.0
+
+
+class _Sized:
+    fingerprint = "x"
+
+    def __len__(self):
+        return 9
