@@ -117,8 +117,8 @@ def simulate(
     if seeds is not None:
         from fedvlm.cli_seeds import simulate_seeds
 
-        if seed is not None or json_lines or track:
-            raise ConfigError("--seeds goes without --seed, --json-lines and --track")
+        if seed is not None or json_lines or track or watch:
+            raise ConfigError("--seeds goes without --seed, --json-lines, --track and --watch")
         base = load_config(config) if config is not None else Config()
         chosen = config_from(_settings(settings or []), base)
         simulate_seeds(chosen, seeds, out, resume, overwrite, as_json)

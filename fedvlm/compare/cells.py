@@ -17,7 +17,7 @@ from fedvlm.config import Config
 from fedvlm.config.whole import UNDECIDED
 from fedvlm.files import write_text
 
-_TOOK = "took.json"
+_TOOK, _WHY = "took.json", "why-not.txt"
 _VERSION = 1  # raise it when what a stage writes changes
 
 
@@ -63,6 +63,18 @@ class CellFolder:
         return kept + (self.run / "result.json").exists()
 
     @property
+    def left_out(self) -> str:
+        """Why there was no run when the cell was last tried; empty where nothing went wrong."""
+        try:
+            return (self.path / _WHY).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def leave(self, why: str) -> None:
+        """Keep why there is no run, for whoever only looks; the next try doesn't read it."""
+        write_text(self.path / _WHY, why + "\n")
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Wall and processor seconds that the cell has taken so far, `wall` and `cpu`."""
         try:
@@ -81,6 +93,13 @@ class CellFolder:
             told = {name: round(value + spent[name], 2) for name, value in self.seconds.items()}
             write_text(self.path / _TOOK, json.dumps(told) + "\n")
 
+    def _file(self, stage: str, sizes: Mapping[str, Any]) -> Path:
+        return self.path / f"{stage}-{content_hash(**sizes)}.json"
+
+    def has(self, stage: str, **sizes: Any) -> bool:
+        """Return whether a stage was measured."""
+        return self._file(stage, sizes).exists()
+
     def kept(self, stage: str, measure: Callable[[], dict[str, Any]], **sizes: Any) -> Any:
         """Return what a stage measured: from its file, or measured now and written.
 
@@ -89,7 +108,7 @@ class CellFolder:
             measure: Measures it; what it raises leaves no file, and is tried again another time.
             sizes: What decides it beside the run; part of the file's name.
         """
-        path = self.path / f"{stage}-{content_hash(**sizes)}.json"
+        path = self._file(stage, sizes)
         try:
             return json.loads(path.read_text(encoding="utf-8"))["found"]
         except (OSError, ValueError, KeyError):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvlm.compare.spec import Spec, read_spec
 from fedvlm.errors import ConfigError
 from fedvlm.files import write_text
 from fedvlm.progress import progress_bars
@@ -43,6 +44,9 @@ def compare_command(
     out: Annotated[
         Path | None, typer.Option(help="folder of runs, cells and table; runs/compare")
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="run nothing: show what is there of the grid")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, not tables")] = False,
 ) -> None:
     """Compare what each protection buys and costs, or two finished runs.
@@ -53,7 +57,7 @@ def compare_command(
     folders = [path for path in what if path.is_dir()]
     if len(what) == 2 and len(folders) == 2:
         given = {"--quick": quick, "--rows": rows, "--columns": columns}
-        given |= {"--adapters": adapters, "--seeds": seeds, "--out": out}
+        given |= {"--adapters": adapters, "--seeds": seeds, "--out": out, "--show": show}
         _refuse(given)
         _two(what[0], what[1], as_json)
         return
@@ -62,7 +66,10 @@ def compare_command(
             "compare takes one TOML file, or the folders of two finished runs; got "
             + " and ".join(map(str, what))
         )
-    _grid(what[0], quick, rows, columns, adapters, seeds, out or Path("runs/compare"), as_json)
+    spec = read_spec(
+        what[0], rows=rows, columns=columns, adapters=adapters, seeds=seeds, quick=quick
+    )
+    _grid(spec, str(what[0]), out or Path("runs/compare"), not show, as_json)
 
 
 def _refuse(given: dict[str, Any]) -> None:
@@ -83,24 +90,12 @@ def _two(one: Path, other: Path, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(run_tables(found))
 
 
-def _grid(
-    path: Path,
-    quick: bool,
-    rows: str | None,
-    columns: str | None,
-    adapters: str | None,
-    seeds: str | None,
-    out: Path,
-    as_json: bool,
-) -> None:
-    from fedvlm.compare.spec import read_spec
-
-    spec = read_spec(path, rows=rows, columns=columns, adapters=adapters, seeds=seeds, quick=quick)
+def _grid(spec: Spec, source: str, out: Path, measures: bool, as_json: bool) -> None:
     from fedvlm.compare.grid import Grower
     from fedvlm.compare.show import markdown, tables
 
     with progress_bars() as progress:
-        grower = Grower(spec, out, str(path), _say, progress)
+        grower = Grower(spec, out, source, _say, progress, measures)
         try:
             found = grower.run()
         except KeyboardInterrupt:

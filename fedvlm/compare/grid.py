@@ -19,11 +19,12 @@ from fedvlm.federation.checkpoint import input_hashes
 from fedvlm.federation.result import Result, versions
 from fedvlm.federation.task import Progress, load_task, quiet
 from fedvlm.reporting.comparison import Cell, Comparison, Grid, Row
-from secure.errors import SecureError
+from secure.errors import MissingExtraError, ParameterError, SecureError
 
 Cells = dict[str, Cell | None]
 Say = Callable[[str], None]
 _NOT_YET = "not measured yet: the same command goes on"
+_REFUSED = (ConfigError, ParameterError, MissingExtraError)
 QUICK_NOTE = (
     "quick: at most {rounds} rounds, {per_client} candidates a client, {altered} altered images, "
     "one seed unless asked; figures of such a grid show how to read the full one"
@@ -60,6 +61,7 @@ class Grower:
         source: The configuration's file, for the command that makes it again.
         say: Told a line a cell.
         progress: Called with (task, done, total) within a cell.
+        measures: Whether what isn't there is measured; else it is said to be missing.
     """
 
     spec: Spec
@@ -67,6 +69,7 @@ class Grower:
     source: str = "CONFIG.toml"
     say: Say = lambda line: None
     progress: Progress = quiet
+    measures: bool = True
     inputs: dict[str, str] = field(default_factory=dict)
     cells: dict[tuple[str, str], list[Cells]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -91,6 +94,7 @@ class Grower:
             for adapter in spec.adapters
             for row in spec.rows
             for seed in spec.seeds
+            if columns_of(spec.groups)  # private inference alone needs no federation
         ]
         clock = _Clock(len(jobs))
         for number, (adapter, row, seed) in enumerate(jobs, 1):
@@ -105,10 +109,13 @@ class Grower:
                 + clock.after(seconds, ran)
             )
             self.comparison().save(self.out)
-        self._references()
+        if jobs:
+            self._references()
         if "inference" in spec.groups:
             before = time.perf_counter()
-            self._inference = inference_grid(spec, self.out, self.inputs, self.progress)
+            self._inference = inference_grid(
+                spec, self.out, self.inputs, self.progress, self.measures
+            )
             self._took("inference", before)
             self.say(f"private inference: {time.perf_counter() - before:.0f} s")
         self._took("all", start)
@@ -124,8 +131,10 @@ class Grower:
         before = time.perf_counter()
         for seed in self.spec.seeds:
             try:
-                found = references(self.spec, seed, self.out, self.inputs, self.progress)
-                self._lines.append(found)
+                found = references(
+                    self.spec, seed, self.out, self.inputs, self.progress, self.measures
+                )
+                self._lines += [found] if found else []
             except (FedVLMError, SecureError) as error:
                 self.failures[f"references, seed {seed}"] = f"failed: {error}"
         self._took("references", before)
@@ -143,7 +152,7 @@ class Grower:
     def _cell(self, row: str, adapter: str, seed: int) -> tuple[Cells, bool]:
         """Measure a cell; returns its columns, and whether anything had to be run."""
         first = columns_of(self.spec.groups)
-        name = _name(row, adapter, seed)
+        name, folder = _name(row, adapter, seed), None
         self.failures.pop(name, None)
         try:
             config, unseen = self._config(row, adapter, seed)
@@ -152,14 +161,17 @@ class Grower:
             )
             self.folders.append(folder)
             before = folder.files
+            if not self.measures and not (folder.run / "result.json").exists():
+                why = folder.left_out or _NOT_YET
+                return ({first[0].key: values.failed(why)} if first else {}), False
             with folder.timed():
                 result = measure.federate(folder, config, self.progress)
                 cells = self._stages(folder, config, result, unseen, row, adapter, seed)
         except Exception as error:  # of any kind: the other cells go on
-            refused = isinstance(error, ConfigError)
-            told = "refused" if refused else "failed"
-            kind = "" if isinstance(error, FedVLMError | SecureError) else type(error).__name__
-            self.failures[name] = " ".join(f"{told}: {kind} {error}".split())
+            refused = isinstance(error, _REFUSED)
+            self.failures[name] = _told(error)
+            if folder is not None:
+                folder.leave(self.failures[name])
             cell = values.failed(self.failures[name])
             return ({first[0].key: cell} if first else {}), not refused
         return cells, folder.files > before
@@ -178,12 +190,14 @@ class Grower:
         cells: Cells = {}
 
         def stage(name: str, make: Callable[[], dict[str, Any]], **sizes: Any) -> Any:
+            if not self.measures and not folder.has(name, **sizes):
+                return values.failed(_NOT_YET)
             try:
                 return folder.kept(name, make, **sizes)
             except Exception as error:  # of any kind: the other stages go on
-                kind = "" if isinstance(error, FedVLMError | SecureError) else type(error).__name__
-                self.failures[f"{_name(row, adapter, seed)}, {name}"] = f"failed: {kind} {error}"
-                return values.failed(f"failed: {kind} {error}")
+                told = _told(error)
+                self.failures[f"{_name(row, adapter, seed)}, {name}"] = told
+                return values.failed(told)
 
         def spread(group: str, found: Any, make: Callable[[Any], Cells]) -> None:
             keys = [column.key for column in GROUPS[group]]
@@ -245,7 +259,7 @@ class Grower:
         """Return what is measured so far; what isn't says so."""
         spec, rows = self.spec, []
         columns = columns_of(spec.groups)
-        for adapter in spec.adapters:
+        for adapter in spec.adapters if columns else ():
             for row in spec.rows:
                 found = self.cells.get((row, adapter))
                 joined: Cells = {}
@@ -274,6 +288,13 @@ class Grower:
             seconds=self._spent(),
             note=note,
         )
+
+
+def _told(error: Exception) -> str:
+    """Say whether something was refused by the library, or failed, and why, in one line."""
+    word = "refused" if isinstance(error, _REFUSED) else "failed"
+    kind = "" if isinstance(error, FedVLMError | SecureError) else type(error).__name__
+    return " ".join(f"{word}: {kind} {error}".split())
 
 
 def _name(row: str, adapter: str, seed: int) -> str:

@@ -38,7 +38,13 @@ _COLUMNS = (
 Told = dict[str, Any]
 
 
-def inference_grid(spec: Spec, out: Path, inputs: Mapping[str, str], progress: Progress) -> Grid:
+def inference_grid(
+    spec: Spec,
+    out: Path,
+    inputs: Mapping[str, str],
+    progress: Progress,
+    measures: bool = True,
+) -> Grid:
     """Return rows {plaintext, SMPC, HE projection}; one that can't be says why.
 
     Args:
@@ -47,6 +53,7 @@ def inference_grid(spec: Spec, out: Path, inputs: Mapping[str, str], progress: P
         out: Folder of the comparison.
         inputs: Hashes of data and weights.
         progress: Called with (task, done, total).
+        measures: Whether what isn't kept is measured.
     """
     config = spec.base
     folder = CellFolder.of(out, "inference", config, inputs, versions())
@@ -67,8 +74,11 @@ def inference_grid(spec: Spec, out: Path, inputs: Mapping[str, str], progress: P
         def measured(measure: Callable[[Any], Told] = measure) -> Told:
             return measure(world())
 
+        sizes = {"images": spec.effort.images, "labels": LABELS}
         try:
-            found = folder.kept(name, measured, images=spec.effort.images, labels=LABELS)
+            if not measures and not folder.has(name, **sizes):
+                raise DataError("not measured yet: the same command goes on")
+            found = folder.kept(name, measured, **sizes)
             cells = {k: Cell(**told) for k, told in found.items()}
         except Exception as error:  # of any kind: the other rows go on
             cells = {_COLUMNS[0].key: failed(f"failed: {error}")}

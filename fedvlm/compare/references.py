@@ -27,9 +27,17 @@ def reference_config(spec: Spec, seed: int) -> Config:
 
 
 def references(
-    spec: Spec, seed: int, out: Path, inputs: Mapping[str, str], progress: Progress
+    spec: Spec,
+    seed: int,
+    out: Path,
+    inputs: Mapping[str, str],
+    progress: Progress,
+    measures: bool = True,
 ) -> dict[str, float]:
-    """Return `zero_shot`, `control`, `local_only` and `central` of a seed, as fractions."""
+    """Return `zero_shot`, `control`, `local_only` and `central` of a seed, as fractions.
+
+    Nothing where they aren't kept and nothing is measured.
+    """
     config = reference_config(spec, seed)
     cell = CellFolder.of(out, f"references-{seed}", config, inputs, versions())
 
@@ -39,4 +47,7 @@ def references(
         lines |= reference_lines(task, progress)
         return {key: lines[key] for key in _TOLD if key in lines}
 
-    return cell.kept("lines", measure, epochs=config.training.reference_epochs)
+    epochs = config.training.reference_epochs
+    if not measures and not cell.has("lines", epochs=epochs):
+        return {}
+    return cell.kept("lines", measure, epochs=epochs)

@@ -69,6 +69,9 @@ def _rows(
         if len(only) == 1 and only[0].failed:  # the whole row is that reason
             reason = only[0].failed
         texts = [text_of(c, column) for c, column in zip(cells, columns, strict=True)]
+        whys = {cell.failed if cell is not None else "" for cell in cells}
+        if len(cells) > 1 and len(whys) == 1 and whys != {""}:  # one reason for the whole group
+            texts = [whys.pop(), *["–"] * (len(cells) - 1)]
         out.append(([_name(row, several), *texts], reason))
     return out
 

@@ -10,7 +10,7 @@ from fedvlm.compare.show import markdown, tables, text_of
 from fedvlm.compare.spec import Spec
 from fedvlm.config import Config
 from fedvlm.errors import DropoutError
-from fedvlm.reporting.comparison import ACCURACY, Cell, Column, Comparison
+from fedvlm.reporting.comparison import ACCURACY, Cell, Column, Comparison, Grid
 
 UTILITY = {
     "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
@@ -131,3 +131,21 @@ def test_a_quick_table_says_so(world, tmp_path):
     found = module.Grower(Spec(Config(), ("none",), ("utility",), quick=True), tmp_path).run()
     assert found.note.startswith("quick:")
     assert "quick:" in markdown(found).lower()
+
+
+def test_what_is_there_is_shown_without_a_run(world, tmp_path):
+    half = Spec(Config(), ("none",), SPEC.groups, ("lora",))
+    module.Grower(half, tmp_path).run()
+    lines = []
+    found = by_name(module.Grower(SPEC, tmp_path, say=lines.append, measures=False).run())
+    assert world.ran == ["none-lora-0"]
+    assert found["none", "lora"][ACCURACY].value == 0.5
+    assert "not measured yet" in found["secure aggregation", "lora"][ACCURACY].failed
+
+
+def test_private_inference_alone_runs_no_federation(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "inference_grid", lambda *_: Grid())
+    spec = Spec(Config(), ("none",), ("inference",))
+    found = module.Grower(spec, tmp_path).run()
+    assert world.ran == []
+    assert (found.rows, found.inference) == ((), Grid())
