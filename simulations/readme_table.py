@@ -1,7 +1,7 @@
 """The README's table, from what the repository keeps: `python -m simulations.readme_table`.
 
-It is that of `fedvlm compare` (`simulations/reference/comparison.json`) where the repository keeps
-one, and else the demo's over three seeds.
+It is that of `fedvlm compare` where the repository keeps one
+(`simulations/reference/compare-quick.json`), and else the demo's over three seeds.
 """
 
 import re
@@ -12,14 +12,16 @@ import typer
 
 from fedvlm.compare.show import lines_of, text_of
 from fedvlm.files import write_text
-from fedvlm.reporting.comparison import Comparison
+from fedvlm.reporting.comparison import Cell, Column, Comparison
 
 ROOT = Path(__file__).parent.parent
-COMPARISON = ROOT / "simulations" / "reference" / "comparison.json"
+COMPARISON = ROOT / "simulations" / "reference" / "compare-quick.json"
 DEMO = ROOT / "docs" / "figures" / "demo-seeds.md"
 BLOCK = re.compile(r"(<!-- table: begin -->\n).*?(<!-- table: end -->)", re.DOTALL)
 # The part of the columns that a README has room for.
 _COLUMNS = ("accuracy", "gain_kept", "auc_V1", "auc_V4", "epsilon", "upload_bytes")
+_LATER = "not measured yet"
+_REST = "Other columns, rows that can't be and why: [what each protection buys](docs/compare.md)."
 _DEMO_ROWS = ("zero-shot", "local only, mean of clients", "**federated**", "central")
 
 
@@ -32,12 +34,19 @@ def of_comparison(found: Comparison) -> str:
         "|---|" + "--:|" * len(columns),
     ]
     for row in found.rows:
-        cells = [text_of(row.cells.get(column.key), column) for column in columns]
+        first = row.cells.get(_COLUMNS[0])
+        if first is None or first.failed:
+            continue  # what can't be or isn't there yet has its reason on the page
         name = f"{row.name}, {row.adapter}" if several else row.name
-        if not all(cell == "–" for cell in cells):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [_short(row.cells.get(column.key), column) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     told = "; ".join(line.rstrip(".") for line in lines_of(found))
-    return "\n".join([*lines, "", f"{told[0].upper()}{told[1:]}. (`{found.command}`)"]) + "\n"
+    return "\n".join([*lines, "", f"`{found.command}`: {told}. {_REST}"]) + "\n"
+
+
+def _short(cell: Cell | None, column: Column) -> str:
+    """Return a cell's text; a dash where the grid hasn't come to it yet."""
+    return "–" if cell is not None and cell.failed.startswith(_LATER) else text_of(cell, column)
 
 
 def of_demo(table: str) -> str:

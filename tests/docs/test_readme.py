@@ -53,12 +53,14 @@ def test_a_comparison_s_table_has_each_row_that_was_measured():
     rows = (
         Row("none", "lora", {"accuracy": Cell(0.6, low=0.5, high=0.7), "auc_V1": Cell(0.9)}),
         Row("secure aggregation", "lora", {"accuracy": Cell(0.6), "auc_V1": None}),
-        Row("sums under HE", "lora", {"accuracy": None, "auc_V1": None}),
+        Row("sums under HE", "lora", {"accuracy": Cell(failed="refused: it can't be")}),
+        Row("later", "lora", {"accuracy": Cell(0.5), "auc_V1": Cell(failed="not measured yet: …")}),
     )
     told = readme_table.of_comparison(
         Comparison(columns, rows, seeds=(0,), command="fedvlm compare x.toml")
     )
     assert "| none | 60.0 % [50.0, 70.0] | 0.900 |" in told
     assert "| secure aggregation | 60.0 % | – |" in told
+    assert "| later | 50.0 % | – |" in told
     assert "HE" not in told
     assert "`fedvlm compare x.toml`" in told
