@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from simulations._page_figure import panels, save
+
 NAME = "federation-growth"
 REFERENCE = Path(__file__).parent / "reference"
 PANELS = (
@@ -54,13 +56,7 @@ def table(ours: dict[int, dict[str, float]], ray: dict[int, dict[str, float]]) -
 
 def draw(ours: dict[int, dict[str, float]], ray: dict[int, dict[str, float]], path: Path) -> None:
     """Draw three panels, one line an engine."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = NAME  # the same numbers give the same file
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), sharex=True, layout="constrained")
+    figure, axes = panels(3, height=2.9)
     # Okabe and Ito's colours, told apart by the colour-blind, and by the marker without colour.
     lines = (("one process", ours, "#0072B2", "o"), ("Flower on Ray", ray, "#D55E00", "s"))
     for axis, (field, _, title, unit) in zip(axes, PANELS, strict=True):
@@ -73,8 +69,7 @@ def draw(ours: dict[int, dict[str, float]], ray: dict[int, dict[str, float]], pa
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0.5 * min(axis.get_ylim()[0], axis.dataLim.y0))
     axes[0].legend(frameon=False, fontsize="small")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(

@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from matplotlib.figure import Figure
 
-from simulations._page_figure import GRID, save
+from simulations._page_figure import GRID, panels, save
 from simulations.attack_grid import REFERENCE
 
-_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
+_BLUE, _ORANGE, _GREEN = "#2A80C8", "#E69F00", "#009E73"
 _NAMES = {
     "plain": "none",
     "secagg": "secure aggregation",
@@ -33,8 +33,7 @@ def numbers(text: str) -> list[float]:
 def draw(rows: list[list[str]]) -> Figure:
     """Draw both panels from the grid's rows."""
     cells = {(row[0], row[1]): row for row in rows}
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    gain, leak = figure.subplots(1, 2, sharey=True)
+    figure, (gain, leak) = panels(2, height=2.7)
     for place, name in enumerate(_NAMES):
         before, after = numbers(cells[name, "V4"][8])
         gain.plot([100 * before, 100 * after], [place, place], color=_GREEN, linewidth=3)
@@ -55,16 +54,14 @@ def draw(rows: list[list[str]]) -> Figure:
                 )
     gain.axvline(100 * before, color=GRID, linestyle=":", linewidth=1)
     gain.set(title="retrieval, one of 100, %", xlim=(23, 48))
-    gain.set_yticks(range(len(_NAMES)), list(_NAMES.values()))
-    gain.invert_yaxis()
     leak.axvline(0.5, color=GRID, linestyle=":", linewidth=1)
     leak.set(title="best membership attack, AUC", xlim=(0.45, 1.02))
-    leak.text(0.96, 0.32, "from the server", color=_ORANGE, ha="right", va="top", fontsize=11)
-    leak.text(
-        0.83, 1.32, "from the released adapter", color=_BLUE, ha="center", va="top", fontsize=11
-    )
+    leak.text(0.78, 4.0, "■ from the server", color=_ORANGE, va="center", fontsize=10)
+    leak.text(0.78, 3.5, "● from the adapter", color=_BLUE, va="center", fontsize=10)
     for ax in (gain, leak):
         ax.grid(axis="x", alpha=0.25)
+        ax.set_yticks(range(len(_NAMES)), list(_NAMES.values()))
+        ax.invert_yaxis()
         ax.tick_params(axis="y", length=0)
     return figure
 

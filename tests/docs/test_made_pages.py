@@ -76,3 +76,19 @@ def test_a_guarantee_names_code_and_test_that_exist(row):
 
 def test_there_are_guarantees_of_every_part():
     assert len(guarantees()) >= 20
+
+
+def test_links_have_words_of_their_own():
+    """Sphinx fills an empty link with a title; GitHub shows nothing."""
+    empty = [p.name for p in DOCS.glob("*.md") if "[](" in p.read_text("utf-8")]
+    assert not empty
+
+
+def test_directives_are_few():
+    """What only Sphinx renders: navigation, cards, tables from files, docstrings, downloads."""
+    for path in DOCS.glob("*.md"):
+        used = set(re.findall(r"^[`:]{3,}\{([\w-]+)\}", path.read_text("utf-8"), re.MULTILINE))
+        allowed = {"include", "toctree"}
+        if path.name == "index.md":
+            allowed |= {"grid", "grid-item-card"}
+        assert used <= allowed, (path.name, used - allowed)

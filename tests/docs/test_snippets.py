@@ -65,7 +65,7 @@ def shell(block: Block, started: list[subprocess.Popen]) -> None:
         wait_for(port, started[-1], block)
 
 
-def wait_for(port: int, process: subprocess.Popen, block: Block, seconds: float = 120) -> None:
+def wait_for(port: int, process: subprocess.Popen, block: Block, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"{block.where}: {Path(f'terminal-{port}.log').read_text()}"
