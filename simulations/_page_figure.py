@@ -42,8 +42,13 @@ def _inked(colour: Any) -> bool:
         return False
 
 
-def dress(figure: Figure) -> None:
-    """Give a figure the pages' look: no ground, grey in the place of black, larger text."""
+def dress(figure: Figure, sizes: bool = True) -> None:
+    """Give a figure the pages' look: no ground, grey in the place of black, larger text.
+
+    Args:
+        figure: What to change.
+        sizes: Set the sizes of texts, too; a figure of many panels has its own.
+    """
     figure.patch.set_alpha(0)
     for artist in figure.findobj():
         for kind in ("color", "edgecolor", "facecolor", "markeredgecolor", "markerfacecolor"):
@@ -52,25 +57,27 @@ def dress(figure: Figure) -> None:
                 put(INK)
     for ax in figure.axes:
         ax.patch.set_alpha(0)
-        ax.tick_params(which="both", color=INK, labelcolor=INK, labelsize=_FONT - 1)
+        ax.tick_params(which="both", color=INK, labelcolor=INK)
         for spine in ax.spines.values():
             spine.set_edgecolor(INK)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
-        ax.title.set_fontsize(_FONT)
-        for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set_fontsize(_FONT)
+        if sizes:
+            ax.tick_params(which="both", labelsize=_FONT - 1)
+            for label in (ax.title, ax.xaxis.label, ax.yaxis.label):
+                label.set_fontsize(_FONT)
         legend = ax.get_legend()
         if legend is not None:
             legend.get_frame().set_alpha(0)
             for text in legend.get_texts():
-                text.set_fontsize(_FONT - 2)
                 text.set_color(INK)
+                if sizes:
+                    text.set_fontsize(_FONT - 2)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, sizes: bool = True) -> None:
     """Dress a figure and write it as SVG; the same figure gives the same file."""
-    dress(figure)
+    dress(figure, sizes)
     salt: Any = {"svg.hashsalt": path.stem}
     with mpl.rc_context(salt), whole_file(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None}, transparent=True)  # pyright: ignore

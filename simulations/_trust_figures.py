@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedvlm.files import whole_file
+from simulations._page_figure import save
 from simulations._trust_table import SHOWN, Cell, of, spread, summary
 
 _ZERO, _RUN = "#666666", "#0072B2"
@@ -14,7 +14,7 @@ _COLUMNS = 2  # two beside each other are legible on a phone
 
 
 def save_figures(cells: list[Cell], order: list[str], out: Path) -> list[Path]:
-    """Draw a figure a pillar as SVG and PNG; returns the paths of the SVGs."""
+    """Draw a figure a pillar as SVG; returns the paths."""
     rows = [name for name in order if any(c["kind"] == "protection" for c in of(cells, name))]
     paths = []
     for pillar, shown in SHOWN.items():
@@ -24,18 +24,14 @@ def save_figures(cells: list[Cell], order: list[str], out: Path) -> list[Path]:
         columns = min(_COLUMNS, len(drawn))
         lines = -(-len(drawn) // columns)
         size = (3.4 * columns + 1.0, (0.7 + 0.22 * (len(rows) + 1)) * lines)
-        # White behind everything: on a dark page the labels stay black on white.
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for number, (measure, title) in enumerate(drawn):
             _panel(axes[number // columns][number % columns], cells, rows, measure, title, pillar)
         for number in range(len(drawn), lines * columns):
             axes[number // columns][number % columns].set_visible(False)
-        for kind in ("svg", "png"):
-            path = out / f"trust-{pillar}.{kind}"
-            with whole_file(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=110)
         paths.append(out / f"trust-{pillar}.svg")
+        save(figure, paths[-1], sizes=False)
     return paths
 
 
