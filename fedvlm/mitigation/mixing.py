@@ -83,7 +83,7 @@ class MixGen(Repair):
 
 @dataclass(frozen=True)
 class Flood(Repair):
-    """Keep the loss from falling below a floor: |L − b| + b (Ishida et al. 2020, equation 2).
+    """Keep the loss from falling below a floor: `|L − b| + b` (Ishida et al. 2020, equation 2).
 
     What a membership attack reads is that members' losses are lower than others'. With the floor at
     the loss of pairs that the model knows without having trained on them, members sink no further.
@@ -108,5 +108,5 @@ class Flood(Repair):
     def penalty(
         self, vlm: VLM, images: Tensor, texts: Tensor, extras: Extras, base: Base
     ) -> Tensor:
-        """Return 2 max(0, b − L), which makes |L − b| + b of L."""
+        """Return 2 max(0, b − L), which makes `|L − b| + b` of L."""
         return 2 * (self.floor - base(images)).clamp(min=0)
