@@ -41,7 +41,7 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
         ("overconfidence", "confidence − accuracy"),
         ("ece", "calibration error, debiased"),
         ("corrupted_3", "corrupted, severity 3"),
-        ("unseen_designer", "unseen designer − seen"),
+        ("unseen_designer", "unseen domain − seen"),
         ("auroc_withheld_mcm", "AUROC withheld, MCM"),
         ("auroc_noise_mcm_at_1", "AUROC noise, MCM at τ = 1"),
         ("least_radius", "median least L∞, /255"),

@@ -33,7 +33,7 @@ _UTILITY = (
         "without protection; 95 % by resampling concepts, both runs paired.",
     ),
     Column(
-        UNSEEN, "unseen designer", _FRACTION, "high", "Accuracy on a domain that nobody trains on.",
+        UNSEEN, "unseen domain", _FRACTION, "high", "Accuracy on a domain that nobody trains on.",
     ),
     Column(
         FORGOTTEN, "forgotten", _FRACTION, "low", "Accuracy on public concepts that training cost: "

@@ -233,7 +233,7 @@ def robustness_columns(
     out: dict[str, tuple[str, Measure]] = {
         "overconfidence": ("confidence − accuracy", of.overconfidence),
         "ece": ("ECE, equal mass, debiased", of.ece),
-        "unseen_designer": ("unseen designer − seen", of.unseen_designer),
+        "unseen_designer": ("unseen domain − seen", of.unseen_designer),
     }
     for severity in SEVERITIES:
         out[f"corrupted_{severity}"] = (

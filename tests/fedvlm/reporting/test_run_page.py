@@ -7,16 +7,19 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedvlm
 from fedvlm.federation.result import Result
 from fedvlm.reporting.facts import facts_of
 from fedvlm.reporting.pages import report_of
 from fedvlm.reporting.render import render
 from fedvlm.reporting.run_page import run_page
+from fedvlm.reporting.seeds import ROWS
 from fedvlm.reporting.unprotected import unprotected
 from fedvlm.reporting.verdict import verdict
 from tests.fedvlm.reporting.samples import Parsed, audit_of, folder_of, result
@@ -358,6 +361,7 @@ def test_candidates_are_counted_where_they_are_fewer():
     ],
 )
 def test_what_is_left_open_follows_from_the_runs_own_settings(asked, told, untold):
+    """U4: nothing is said of designers, or of protections, that the run didn't have."""
     text = " ".join(f"{gap.title}. {gap.text}" for gap in unprotected(facts_of(result(asked))))
     assert told in text
     assert untold not in text
@@ -405,3 +409,13 @@ def test_json_may_hold_no_number_where_one_belongs(tmp_path):
     (folder / "result.json").write_text(json.dumps(told))
     text = Parsed(report_of(folder).read_text()).text
     assert "nan" not in text
+
+
+def test_u4_no_label_of_the_library_speaks_of_the_demos_designers():
+    """Somebody's own folder has domains, wards or devices."""
+    root = Path(fedvlm.__file__).parent
+    for folder in ("reporting", "compare", "trust"):
+        for path in (root / folder).rglob("*.py"):
+            text = path.read_text("utf-8")
+            assert '"unseen designer' not in text, path
+    assert all("designer" not in label for label, _ in ROWS)
