@@ -1,12 +1,14 @@
 """Numbers as people read them: with a unit, and no more digits than they carry."""
 
-import math
 from typing import Any
 
 NONE = "–"
 _THIN = "\u202f"  # a narrow space at which no line breaks
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+_LARGEST = 1e30  # of what a run measures; beyond it arithmetic on an axis leaves the range
 
 
 def finite(value: Any) -> float | None:
@@ -18,7 +20,7 @@ def finite(value: Any) -> float | None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None  # a NaN isn't either
 
 
 def percent(value: Any, digits: int = 1) -> str:

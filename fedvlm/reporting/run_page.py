@@ -8,7 +8,7 @@ from fedvlm.reporting import run_figures as figures
 from fedvlm.reporting import run_tables as tables
 from fedvlm.reporting.charts.figure import Figure
 from fedvlm.reporting.facts import Facts, facts_of
-from fedvlm.reporting.numbers import count, decimal, plain, power
+from fedvlm.reporting.numbers import NONE, count, decimal, finite, plain, power
 from fedvlm.reporting.settings import command_of, settings_of
 from fedvlm.reporting.unprotected import unprotected
 from fedvlm.reporting.verdict import name_of, sentence, unit_of, verdict
@@ -86,7 +86,9 @@ def _leakage(facts: Facts) -> Section:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else plain(value)
+    if not isinstance(value, float):
+        return plain(value)
+    return NONE if finite(value) is None else f"{value:.3g}"
 
 
 def _privacy(facts: Facts) -> Section | None:

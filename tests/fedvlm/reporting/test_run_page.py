@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fedvlm
@@ -137,6 +137,9 @@ NUMBERS = st.one_of(
 
 @settings(max_examples=15, deadline=None)
 @given(numbers=st.lists(NUMBERS, min_size=1, max_size=7))
+@example([1.8e308])
+@example([-1.8e305])
+@example([10**400])
 def test_any_numbers_make_a_page(numbers):
     drawn = itertools.cycle(numbers)
     found = result({"privacy.dp": "example"})

@@ -147,7 +147,7 @@ def test_the_page_s_commands_and_snippets_run(
     assert found["data_pairs"] == 54
     assert found["data_captions"] == 18
     snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(snippets) == 3
-    for snippet in snippets:
-        exec(snippet.replace('"models/mine"', '"models/again"'), {})  # the page's own code
+    assert len(snippets) == 4
+    for snippet in snippets[:3]:  # the last one is of a head: adapters/test_folding.py
+        exec(snippet.replace('"models/merged"', '"models/again"'), {})  # the page's own code
     assert (tmp_path / "models" / "again" / "model.safetensors").exists()
