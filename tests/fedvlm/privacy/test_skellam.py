@@ -5,6 +5,7 @@ import pytest
 from scipy import special, stats
 
 from fedvlm.errors import ConfigError, DropoutError, IntegrityError
+from fedvlm.privacy import accounting
 from fedvlm.privacy._skellam_law import processed_gaussian, skellam_log_mass, slack
 from fedvlm.privacy.accounting import delta_at, epsilon, epsilon_and_method
 from fedvlm.privacy.events import SkellamEvent
@@ -261,3 +262,14 @@ def test_n1_the_number_of_clients_shows_and_a_zeroed_update_does_not():
         told["zeroed"] += variance([*sent[:3], instead]) > variance(sent)
     assert told["three"] == told["four"] == 20
     assert 3 <= told["zeroed"] <= 17  # a fair coin leaves this by a chance of 4e-4
+
+
+def test_t1_what_skellam_noise_lacks_of_a_gaussians_is_paid_twice(monkeypatch):
+    """ε grows by 2R where the two laws' densities differ by a factor of e^±R."""
+    parts = accounting._Parts(0.5, (), (), ())
+    found = {}
+    for ratio in (0.0, 0.1):
+        monkeypatch.setattr(accounting, "_skellam_slack", lambda *_, r=ratio: (r, 0.0))
+        found[ratio] = accounting._by_skellam(parts, 1e-5 * np.exp(ratio), 50.0)
+    assert found[0.1] - found[0.0] == pytest.approx(0.2, abs=1e-6)
+    assert found[0.0] == pytest.approx(epsilon([(GaussianMechanism(1.0, 2.0).event(), 1)], 1e-5))
