@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvlm.cli import app
-from fedvlm.files import write_text
+from simulations._made_page import deliver
 
 _HEAD = """\
 # Commands
@@ -50,10 +50,7 @@ def main(
     path: Annotated[Path | None, typer.Argument(help="file to write; prints without one")] = None,
 ) -> None:
     """Write the page."""
-    if path is None:
-        print(page(), end="")
-    else:
-        write_text(path, page())
+    deliver(page(), path)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvlm.files import write_text
 from fedvlm.reporting.student import interval
+from simulations._made_page import deliver
 
 ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "simulations" / "reference" / "index.json"
@@ -196,10 +196,7 @@ def main(
     path: Annotated[Path | None, typer.Argument(help="file to write; prints without one")] = None,
 ) -> None:
     """Write the page."""
-    if path is None:
-        print(page(), end="")
-    else:
-        write_text(path, page())
+    deliver(page(), path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What is compared: a base configuration, rows, columns, adapters and seeds."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from fedvlm.compare.columns import GROUPS
 from fedvlm.compare.rows import ROWS, chosen, kind_of, settings_of
 from fedvlm.config import Config, config_from
 from fedvlm.config.adapter import KINDS
+from fedvlm.config.reading import read_toml
 from fedvlm.errors import ConfigError
 
 TABLE = "compare"
@@ -167,12 +167,7 @@ def read_spec(
     Raises:
         ConfigError: The file, or a name, is wrong.
     """
-    try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    told = read_toml(path)
     own = _own(told.pop(TABLE, {}), path)
     try:
         base = config_from(told)

@@ -126,18 +126,31 @@ def config_from(settings: Mapping[str, Any], base: Config | None = None) -> Conf
     )
 
 
+def read_toml(path: Path, what: str = "") -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        what: What it is, before its path where it can't be read.
+
+    Raises:
+        ConfigError: It can't be read, or isn't TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {what}{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
 def load_config(path: Path, base: Config | None = None) -> Config:
     """Read a configuration from a TOML file of tables, flat keys or both.
 
     Raises:
         ConfigError: The file is missing, isn't TOML, or holds a wrong setting.
     """
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    settings = read_toml(path)
     try:
         return config_from(settings, base)
     except ConfigError as error:

@@ -12,13 +12,13 @@ import difflib
 import os
 import stat
 import sys
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
+from fedvlm.config.reading import read_toml
 from fedvlm.config.training import DTYPES, check_device
 from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError
@@ -201,13 +201,8 @@ def read_node(path: Path, number: int = -1) -> Node:
         ConfigError: The file is missing, isn't TOML, has an unknown key or a wrong value, names
             what isn't there, or it or a key may be read or written by others.
     """
-    try:
-        mode = path.stat().st_mode
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"can't read the node's file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    settings = read_toml(path, "the node's file ")
+    mode = path.stat().st_mode
     if os.name != "nt" and mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{path} can be written by others; chmod go-w {path}")
     try:

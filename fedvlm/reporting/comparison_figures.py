@@ -5,9 +5,16 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from fedvlm.reporting import comparison as keys
-from fedvlm.reporting.charts import Figure, Mark, Point, intervals_chart, scatter_chart
+from fedvlm.reporting.charts import (
+    Figure,
+    Mark,
+    Point,
+    attacks_picture,
+    intervals_chart,
+    scatter_chart,
+)
 from fedvlm.reporting.charts import Row as Drawn
-from fedvlm.reporting.charts.figure import SMALL, Picture, both
+from fedvlm.reporting.charts.figure import both
 from fedvlm.reporting.comparison import Cell as Measured
 from fedvlm.reporting.comparison import Column, Comparison, Grid, Row
 from fedvlm.reporting.facts import VANTAGES, Score
@@ -120,18 +127,11 @@ def vantage_figure(table: Comparison) -> Figure | None:
     lows = [m.score.low or m.score.value for rows in found.values() for r in rows for m in r.marks]
     low = min(0.4, int(10 * min(lows)) / 10)
     pictures = tuple(
-        Picture(
-            intervals_chart(
-                f"{vantage}: " + "; ".join(f"{row.name} {row.value}" for row in rows),
-                rows,
-                tick,
-                width=SMALL,
-                low=low,
-                high=1,
-                references=(("guessing", 0.5),),
-                right=44,
-            ),
-            title=f"{vantage}: {VANTAGES[vantage]}",
+        attacks_picture(
+            f"{vantage}: " + "; ".join(f"{row.name} {row.value}" for row in rows),
+            rows,
+            low,
+            f"{vantage}: {VANTAGES[vantage]}",
         )
         for vantage, rows in found.items()
     )

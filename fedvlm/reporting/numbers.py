@@ -6,13 +6,11 @@ NONE = "–"
 _THIN = "\u202f"  # a narrow space at which no line breaks
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
 _LARGEST = 1e30  # of what a run measures; beyond it arithmetic on an axis leaves the range
 
 
 def finite(value: Any) -> float | None:
-    """Return a value as a finite float; None where it is no number.
+    """Return a value as a finite float; None where it is no number, or one beyond 10^30.
 
     Example:
         >>> finite(0.5), finite("0.5"), finite(float("nan")), finite(True)

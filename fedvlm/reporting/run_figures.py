@@ -13,6 +13,7 @@ from fedvlm.reporting.charts import (
     Mark,
     Reference,
     Row,
+    attacks_picture,
     intervals_chart,
     lines_chart,
     roc_chart,
@@ -199,19 +200,12 @@ def vantage_figure(facts: Facts) -> Figure | None:
         drawn = [_attack_row(row, number == 0) for number, row in enumerate(rows[:_SHOWN])]
         more = len(rows) - len(drawn)
         pictures.append(
-            Picture(
-                intervals_chart(
-                    f"{head}: best attack {rows[0].get('attack')}, AUC {decimal(rows[0]['auc'])}",
-                    drawn,
-                    tick,
-                    width=SMALL,
-                    low=low,
-                    high=1,
-                    references=(("guessing", 0.5),),
-                    right=44,
-                ),
-                title=head,
-                note=f"and {more} weaker" if more else "",
+            attacks_picture(
+                f"{head}: best attack {rows[0].get('attack')}, AUC {decimal(rows[0]['auc'])}",
+                drawn,
+                low,
+                head,
+                f"and {more} weaker" if more else "",
             )
         )
     return Figure(

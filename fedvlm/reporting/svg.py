@@ -140,7 +140,7 @@ def nice_step(raw: float) -> float:
 
 def top_of(values: Sequence[float], least: float = 0.1, most: float = 1.0) -> float:
     """Return a round upper end for fractions that start at 0."""
-    highest = min(max([least, *values]), 1e30)  # beyond it a step leaves the range of a double
+    highest = min(most, max([least, *values]))
     step = nice_step(highest / 4)
     return min(most, step * math.ceil(highest * 1.02 / step))
 

@@ -1,5 +1,6 @@
 """Pictures of runs and comparisons as inline SVG: one file a kind of picture."""
 
+from fedvlm.reporting.charts.attacks import attacks_picture
 from fedvlm.reporting.charts.figure import Figure
 from fedvlm.reporting.charts.intervals import Mark, Row, intervals_chart
 from fedvlm.reporting.charts.lines import Line, Reference, lines_chart
@@ -14,6 +15,7 @@ __all__ = [
     "Point",
     "Reference",
     "Row",
+    "attacks_picture",
     "intervals_chart",
     "lines_chart",
     "roc_chart",
