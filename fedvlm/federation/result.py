@@ -1,6 +1,7 @@
 """What a run found: frozen, JSON, self-describing; tables and plots are rebuilt from it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,41 @@ FILE = "result.json"
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide a result."""
     return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def summary_of(
+    history: Sequence[Mapping[str, Any]],
+    lines: Mapping[str, float],
+    personal: bool,
+    metric: str,
+) -> dict[str, float | None]:
+    """Return what a run comes to so far: before training, and after the last round.
+
+    Args:
+        history: Entries by round; entry 0 is before training. May be empty.
+        lines: References by name, where they were asked for.
+        personal: Whether nodes keep a half of the adapter: the other one alone is no adapter
+            whose score would mean anything.
+        metric: The task's.
+    """
+    first = history[0] if history else {}
+    end = history[-1] if len(history) > 1 else {}
+    last = {} if personal else end
+    summary: dict[str, float | None] = {
+        "zero_shot": first.get(f"test_{metric}"),
+        "local_only": lines.get("local_only"),
+        "local_only_best": lines.get("local_only_best"),
+        "federated": last.get(f"test_{metric}"),
+        "central": lines.get("central"),
+    }
+    for part in ("ood", "withheld", "retention"):
+        key = f"{part}_{metric}"
+        summary[f"{part}_zero_shot"] = first.get(key)
+        summary[f"{part}_federated"] = last.get(key)
+    summary["ood_central"] = lines.get("ood_central")
+    if "nodes_one_of_100" in end:  # personal parts included, as each node has its own
+        summary["nodes_federated"] = end["nodes_one_of_100"]
+    return summary
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fedvlm.federation.no_data import require_without_data
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
 from fedvlm.federation.references import reference_lines
-from fedvlm.federation.result import Result, versions
+from fedvlm.federation.result import Result, summary_of, versions
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.ruled import RuledStrategy
 from fedvlm.federation.rules import rule_of
@@ -220,28 +220,6 @@ def require_nodes(
     )
 
 
-def _summary(
-    history: list[dict[str, Any]], lines: dict[str, float], personal: bool, metric: str
-) -> dict[str, float | None]:
-    # Where nodes keep a half, the other one alone is no adapter whose score would mean anything.
-    first, last = history[0], {} if personal else history[-1]
-    summary: dict[str, float | None] = {
-        "zero_shot": first.get(f"test_{metric}"),
-        "local_only": lines.get("local_only"),
-        "local_only_best": lines.get("local_only_best"),
-        "federated": last.get(f"test_{metric}"),
-        "central": lines.get("central"),
-    }
-    for part in ("ood", "withheld", "retention"):
-        key = f"{part}_{metric}"
-        summary[f"{part}_zero_shot"] = first.get(key)
-        summary[f"{part}_federated"] = last.get(key)
-    summary["ood_central"] = lines.get("ood_central")
-    if "nodes_one_of_100" in history[-1]:  # personal parts included, as each node has its own
-        summary["nodes_federated"] = history[-1]["nodes_one_of_100"]
-    return summary
-
-
 def _described(task: Task) -> dict[str, Any]:
     """Describe the data. Under DP: by public facts alone, for a hash confirms a guess of it."""
     parts = {name: len(part) for name, part in task.parts.items()}
@@ -334,7 +312,7 @@ def run_federation(
         install(task, rule, state)
     referenced = time.perf_counter()
     result = Result(
-        summary=_summary(history, lines, keeps_personal(config), task.metric) | control,
+        summary=summary_of(history, lines, keeps_personal(config), task.metric) | control,
         rounds=history,
         privacy=_with_releases(privacy, lines),
         protection=protection,

@@ -17,9 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from fedvlm.config import Config
+from fedvlm.config.rules import keeps_personal
 from fedvlm.errors import ConfigError
 from fedvlm.federation.lines import Follower
-from fedvlm.federation.result import Result, versions
+from fedvlm.federation.result import Result, summary_of, versions
 from fedvlm.reporting.facts import Facts
 from fedvlm.reporting.render import render
 from fedvlm.reporting.run_page import run_page
@@ -129,19 +130,8 @@ class LivePage:
 def so_far(config: Config, rounds: list[dict[str, Any]]) -> Result:
     """Return what is known of a run that goes on, as a result."""
     metric = "exact_match" if any("test_exact_match" in e for e in rounds) else "one_of_100"
-    first, last = (rounds[0], rounds[-1]) if rounds else ({}, {})
-    summary: dict[str, float | None] = {
-        f"{prefix}{name}": entry.get(f"{part}_{metric}")
-        for part, prefix in (
-            ("test", ""),
-            ("ood", "ood_"),
-            ("withheld", "withheld_"),
-            ("retention", "retention_"),
-        )
-        for name, entry in (("zero_shot", first), ("federated", last if len(rounds) > 1 else {}))
-    }
     return Result(
-        summary=summary,
+        summary=summary_of(rounds, {}, keeps_personal(config), metric),
         rounds=rounds,
         privacy=None,
         protection={"name": config.protection.protect, "parameters": {}},
