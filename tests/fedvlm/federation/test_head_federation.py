@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedvlm.config import config_from
+from fedvlm.config import AdapterConfig, config_from
 from fedvlm.errors import BudgetExceeded, ConfigError, IntegrityError
 from fedvlm.federation import Floor, InProcessGrid, RefusedError, Terms, simulate
 from fedvlm.federation.client_app import VECTOR
@@ -57,9 +57,12 @@ def test_a_round_is_the_sum_of_all_clients_terms_whoever_sums(base):
 
 @pytest.mark.slow
 def test_a_round_under_encryption_is_the_plain_sum(base):
+    # As many rows as a head has unless asked: over a million parameters.
+    base = base | {"head_rows": AdapterConfig().rows, "head_captions": ""}
     plain, hidden = config_from(base), config_from(base | {"protect": "he"})
     simulate(plain)
     summed = vector(plain)
+    assert len(summed) >= 1 << 20
     simulate(hidden)
     assert np.abs(vector(hidden) - summed).max() < 1e-3
 
