@@ -24,6 +24,12 @@ UTILITY = "simulations/reference/privacy-utility.json"
 HEADS = "simulations/reference/head-audit.json"
 GRID = "simulations/reference/attack-grid.json"
 MUTATION = "simulations/reference/mutation.json"
+PEERS = "simulations/reference/aggregation.json"
+FEDERATION = "simulations/reference/federation.json"
+RAY = "simulations/reference/federation-ray.json"
+TRUST = "simulations/reference/trust-grid.json"
+DIGITS = "simulations/reference/digits-control.json"
+COMPARISON = "simulations/reference/compare-quick.json"
 AGGREGATION = "docs/figures/aggregation-growth.json"
 HE = "docs/figures/he-growth.json"
 SMPC = "docs/figures/smpc-growth.json"
@@ -88,6 +94,79 @@ def _cell(key: str, unit: str, digits: int, **where: int) -> Callable[[Any], str
         cells = result["cells"]
         (cell,) = (c for c in cells if all(c[name] == number for name, number in where.items()))
         return f"{cell[key]:.{digits}f} {unit}"
+
+    return value
+
+
+def _benched(metric: str, say: Callable[[dict[str, Any]], str]) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        (row,) = (r for r in result["rows"] if r["metric"] == metric)
+        return say(row)
+
+    return value
+
+
+def _times(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.2g} times"
+
+
+def _grown(result: Any) -> str:
+    found = {row["metric"]: row["value"] for row in result["rows"]}
+    start, peak = (found[f"{what}_1000_clients"] for what in ("startup_seconds", "peak_bytes"))
+    return f"starts in {start:.0f} s, {peak / 1e6:.0f} MB"
+
+
+def _ray(result: Any) -> str:
+    nodes = result["supernodes"]["1000"]
+    return f"starts in {nodes['startup_s']:.0f} s, {nodes['round_s']:.0f} s a round"
+
+
+def _share(cell: dict[str, float]) -> str:
+    return f"{100 * cell['value']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def _backdoor(attack: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        after = [
+            cell["after"]["success"]["value"]
+            for cell in result["cells"]
+            if cell["cell"] == f"attack-{attack}"
+        ]
+        if len(after) < 2:
+            return f"{100 * after[0]:.1f} % (one seed)"
+        mean, low, high = interval([100 * each for each in after])
+        return f"{mean:.1f} % [{low:.1f}, {high:.1f}] ({len(after)} seeds)"
+
+    return value
+
+
+def _tone_gap(result: Any) -> str:
+    (column,) = (
+        column
+        for cell in result["cells"]
+        if (cell["cell"], cell["seed"]) == ("plain", 0)
+        for column in cell["columns"]
+        if column["name"] == "tone_gap"
+    )
+    return f"{_share(column['before'])} before, {_share(column['after'])} after (seed 0)"
+
+
+def _digits(name: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        (row,) = (r for r in result if r["name"] == name)
+        mean, low, high = row["gap"]
+        return f"gap {mean:.2f} [{low:.2f}, {high:.2f}], {row['seeds']} seeds"
+
+    return value
+
+
+def _compared(name: str, column: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        (row,) = (r for r in result["rows"] if (r["name"], r["adapter"]) == (name, "ffa-lora"))
+        cell = row["cells"][column]
+        if column.startswith("auc"):
+            return f"AUC {cell['value']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+        return _share(cell)
 
     return value
 
@@ -164,6 +243,52 @@ CLAIMS = (
         _cell("server_s", "CPU s", 1, clients=1000, length=1_000_000),
         SECONDS,
     ),
+    Claim(
+        "Masking 10⁶ parameters, beside flwr's SecAgg+",
+        PEERS,
+        _benched("client_mask_seconds", lambda row: f"{_times(row)} faster"),
+        SECONDS,
+    ),
+    Claim(
+        "Attacks on the sum that are refused, and by flwr's SecAgg+",
+        PEERS,
+        _benched(
+            "attacks_refused",
+            lambda row: f"{row['value']:.0f}, the peer {row['value'] / row['ratio']:.0f}",
+        ),
+        EXACT,
+    ),
+    Claim(
+        "A round in process, beside Flower's simulation of the same app",
+        FEDERATION,
+        _benched("round_seconds", lambda row: f"{_times(row)} faster"),
+        SECONDS,
+    ),
+    Claim(
+        "The start of it",
+        FEDERATION,
+        _benched("startup_seconds", lambda row: f"{_times(row)} faster"),
+        SECONDS,
+    ),
+    Claim("1,000 clients in process", FEDERATION, _grown, SECONDS),
+    Claim("1,000 SuperNodes on Ray, 50 a round", RAY, _ray, SECONDS),
+    Claim(
+        "Top-1 without protection, quick grid",
+        COMPARISON,
+        _compared("none", "accuracy"),
+        "its interval",
+    ),
+    Claim(
+        "Membership from single updates there",
+        COMPARISON,
+        _compared("none", "auc_V1"),
+        "its interval",
+    ),
+    Claim("Gap of default and dark tone, plain", TRUST, _tone_gap, "its interval"),
+    Claim("Backdoor of one client in ten, plain", TRUST, _backdoor("plain"), "its interval"),
+    Claim("The same with a bound on norms", TRUST, _backdoor("norm-bound"), "its interval"),
+    Claim("A rare digit's gap, no DP", DIGITS, _digits("no DP"), "its interval"),
+    Claim("A rare digit's gap, ε = 3", DIGITS, _digits("ε = 3"), "its interval"),
     Claim("Encrypted 512 → 512, beside TenSEAL's own", HE, _he_ratio, SECONDS),
     Claim("Encrypted search of a gallery, dimension 512", HE, _he, SECONDS),
     Claim("One ViT-B/32 block between two parties", SMPC, _smpc, EXACT),
