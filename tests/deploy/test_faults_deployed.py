@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -59,7 +58,8 @@ def test_a_supernode_killed_in_a_round_is_left_out_and_is_back_in_a_later_one(ru
     process = running.begin(out, "--set", "rounds=3", *SETTINGS)
     wait_event(out, 500, lambda: running.told(out), event="asked", trip="train")
     running.kill("node-3")
-    time.sleep(2)
+    # Not before the trip is over: who is back sooner may still take the message and answer it.
+    wait_event(out, 500, lambda: running.told(out), event="trip", trip="train")
     running.start_node(2)
     result = finish(process, running, out)
     summed = [entry["clients"] for entry in result.rounds[1:]]
