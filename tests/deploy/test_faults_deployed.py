@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import ExitStack
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -146,5 +148,16 @@ def test_a_node_that_left_gets_in_no_more(running, tmp_path):
     running.start_node(3)
     assert running.processes["node-4"].wait(timeout=180) != 0
     out = tmp_path / "run"
-    result = finish(running.begin(out, "--set", "rounds=1", *QUICK), running, out)
+    process = running.begin(out, "--watch", "--set", "rounds=1", *QUICK)
+    wait_event(out, 500, lambda: running.told(out), event="asked", trip="train")
+    (address,) = re.findall(
+        r"live at (http://127\.0\.0\.1:\d+/\w+/)", out.with_suffix(".log").read_text()
+    )
+
+    def follows() -> bool:
+        with urlopen(address, timeout=60) as answer:
+            return "nodes are asked." in answer.read().decode()
+
+    wait_for(follows, 300, running.told(out))
+    result = finish(process, running, out)
     assert result.rounds[1]["clients"] == 3
