@@ -1,10 +1,13 @@
-"""The README's table, from what the repository keeps: `python -m simulations.readme_table`.
+"""The README's tables, from what the repository keeps: `python -m simulations.readme_table`.
 
-It is that of `fedvlm compare` where the repository keeps one
-(`simulations/reference/compare-quick.json`), and else the demo's over three seeds.
+What protections buy and cost is that of `fedvlm compare` where the repository keeps one
+(`simulations/reference/compare-quick.json`), and else the demo's over three seeds; the peers' are
+those of `python -m simulations.benchmarks NAME --json simulations/reference/NAME.json`.
 """
 
+import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +25,42 @@ BLOCK = re.compile(r"(<!-- table: begin -->\n).*?(<!-- table: end -->)", re.DOTA
 _COLUMNS = ("accuracy", "gain_kept", "auc_V1", "auc_V4", "epsilon", "upload_bytes")
 _LATER = "not measured yet"
 _REST = "Other columns, rows that can't be and why: [what each protection buys](docs/compare.md)."
+PEERS = re.compile(r"(<!-- peers: begin -->\n).*?(<!-- peers: end -->)", re.DOTALL)
+# What is said of each peer: benchmark, its metrics, words, the peer and what of it.
+_BESIDE = (
+    ("aggregation", ("client_mask_seconds",), "masking 10⁶ parameters, seconds", "flwr", "SecAgg+"),
+    ("aggregation", ("attacks_refused",), "attacks refused", "flwr", "SecAgg+"),
+    (
+        "smpc",
+        ("rounds", "online_bytes_per_party", "online_seconds"),
+        "one ViT-B/32 block between two parties: rounds, bytes, seconds",
+        "crypten",
+        "",
+    ),
+    (
+        "he",
+        ("adapter_512_512_512_seconds",),
+        "encrypted 512 → 512, the same parameters, seconds",
+        "tenseal",
+        "",
+    ),
+    (
+        "he",
+        ("gallery_10k_seconds",),
+        "encrypted search of 10,000 items, seconds",
+        "tenseal",
+        "",
+    ),
+    (
+        "privacy",
+        ("dpsgd_step_seconds", "dpsgd_step_peak_bytes"),
+        "DP-SGD step: seconds, peak bytes",
+        "opacus",
+        "the best mode for each",
+    ),
+    ("leakage", ("shadow_training_cpu_seconds",), "64 shadow adapters, CPU seconds", "", ""),
+)
+_NAMED = {"flwr": "Flower", "crypten": "CrypTen", "tenseal": "TenSEAL", "opacus": "Opacus"}
 _DEMO_ROWS = ("zero-shot", "local only, mean of clients", "**federated**", "central")
 
 
@@ -65,12 +104,26 @@ def block() -> str:
     return of_demo(DEMO.read_text(encoding="utf-8"))
 
 
+def peers() -> str:
+    """Return the table of peers, from the kept benchmarks."""
+    lines = ["| | peer | ratio |", "|---|---|--:|"]
+    for name, metrics, words, package, mode in _BESIDE:
+        path = ROOT / "simulations" / "reference" / f"{name}.json"
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found = [row for metric in metrics for row in rows if row["metric"] == metric]
+        ratios = ", ".join(f"{row['ratio']:.3g}" for row in found)
+        peer = f"{_NAMED[package]} {version(package)}" if package else "one by one"
+        lines.append(f"| {words} | {', '.join(filter(None, (peer, mode)))} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(
     path: Annotated[Path, typer.Argument(help="the README")] = ROOT / "README.md",
 ) -> None:
-    """Put the table in."""
+    """Put the tables in."""
     text = path.read_text(encoding="utf-8")
-    write_text(path, BLOCK.sub(lambda match: match[1] + block() + match[2], text))
+    text = BLOCK.sub(lambda match: match[1] + block() + match[2], text)
+    write_text(path, PEERS.sub(lambda match: match[1] + peers() + match[2], text))
 
 
 if __name__ == "__main__":
