@@ -39,7 +39,7 @@ _BESIDE = (
     ),
     (
         "he",
-        ("adapter_512_512_512_seconds",),
+        ("linear_512_512_seconds",),
         "encrypted 512 → 512, the same parameters, seconds",
         "tenseal",
         "",
@@ -110,7 +110,7 @@ def peers() -> str:
     for name, metrics, words, package, mode in _BESIDE:
         path = ROOT / "simulations" / "reference" / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        found = [row for metric in metrics for row in rows if row["metric"] == metric]
+        found = [next(row for row in rows if row["metric"] == metric) for metric in metrics]
         ratios = ", ".join(f"{row['ratio']:.3g}" for row in found)
         peer = f"{_NAMED[package]} {version(package)}" if package else "one by one"
         lines.append(f"| {words} | {', '.join(filter(None, (peer, mode)))} | {ratios} |")

@@ -64,3 +64,9 @@ def test_a_comparison_s_table_has_each_row_that_was_measured():
     assert "| later | 50.0 % | – |" in told
     assert "HE" not in told
     assert "`fedvlm compare x.toml`" in told
+
+
+def test_the_peers_ratios_are_of_what_is_kept():
+    (match,) = readme_table.PEERS.finditer(TEXT)
+    inside = match[0].removeprefix(match[1]).removesuffix(match[2])
+    assert inside == readme_table.peers(), "python -m simulations.readme_table"
