@@ -1,0 +1,296 @@
+"""Does what was sanitised come back at once? Adapters tuned on a few pairs of a forget list.
+
+    python -m simulations.relearning --out runs/relearning
+
+Two forget lists: the unsafe one of the trust grid, of which clients hold too few concepts for an
+interval of relearning, and one of sixty concepts that is drawn. Of the latter four adapters are
+tuned alike: that of the plain run, that of the run which was told to forget, that of a run whose
+clients never held the listed pairs (what forgetting should give), and the untrained one. Writes
+JSON, a table (Markdown) and a figure (SVG, and PNG to look at); runs that are there are kept.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from fedvlm.adapters import FlatView
+from fedvlm.config import Config
+from fedvlm.data.unsafe import UNSAFE
+from fedvlm.errors import ConfigError
+from fedvlm.federation.client_app import app
+from fedvlm.federation.result import Result
+from fedvlm.federation.retrieval_task import RetrievalTask
+from fedvlm.federation.task import Task, load_task
+from fedvlm.files import write_text
+from fedvlm.mitigation.composition import require_composition
+from fedvlm.trained import load_trained
+from fedvlm.trust.estimate import MIN_ROWS, Estimate
+from fedvlm.trust.membership import margins, membership_by_group
+from fedvlm.trust.relearning import (
+    EPOCHS,
+    RETAIN,
+    TRAINED,
+    UNSEEN,
+    Curve,
+    Rows,
+    contrast,
+    estimate,
+    parts_of,
+    relearned,
+)
+from simulations._relearning_page import NAME, draw, table
+from simulations._trust_federate import federate
+from simulations._trust_repairs import changed_client, repaired_client, sanitised
+from simulations._trust_rows import configuration
+
+REFERENCE = Path(__file__).parent / "reference" / f"{NAME}.json"
+_NEGATIVES = 256
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        concepts: Of the drawn forget list.
+        draws: Of the tuning part, each with shuffles of its own.
+        retain: Test images of other concepts, at most.
+        others: Members and non-members of other concepts, at most so many of each.
+        epochs: Of tuning.
+    """
+
+    concepts: int = 60
+    draws: int = 3
+    retain: int = 200
+    others: int = 400
+    epochs: tuple[int, ...] = EPOCHS
+
+
+def _held(task: Task) -> tuple[Rows, Rows]:
+    """Return the pairs that clients train on, and those of evaluation and held out by coins."""
+    splits = task.splits
+    unseen = [*splits.non_members, splits.validation, splits.test, splits.ood]
+    return np.concatenate(splits.clients), np.concatenate(unseen)
+
+
+def drawn_list(task: Task, concepts: int) -> frozenset[str]:
+    """Draw captions to forget: clients train on them, and two other drawings are left."""
+    trained, unseen = (task.data.concepts[rows] for rows in _held(task))
+    names, counts = np.unique(unseen, return_counts=True)
+    listed = {task.data.concepts[n] for n, c in enumerate(task.data.captions) if c in UNSAFE}
+    known = np.setdiff1d(np.intersect1d(names[counts >= 2], trained), list(listed))
+    chosen = task.seed.numpy("forget").permutation(known)[:concepts]
+    rows = np.flatnonzero(np.isin(task.data.concepts, chosen))
+    return frozenset(task.data.captions[row] for row in rows)
+
+
+def _on(task: Task, rows: Rows, listed: Collection[str]) -> NDArray[np.bool_]:
+    return np.array([task.data.captions[row] in listed for row in rows], dtype=bool)
+
+
+def left_out(listed: Collection[str]) -> Callable[[Task], Task]:
+    """Return what makes a client's task one without listed pairs: what forgetting should give."""
+
+    def change(task: Task) -> Task:
+        parts = tuple(rows[~_on(task, rows, listed)] for rows in task.splits.clients)
+        return replace(task, splits=replace(task.splits, clients=parts))
+
+    return change
+
+
+def state_of(folder: Path, view: FlatView, frozen: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Read a run's adapter as the vector of another model's view.
+
+    Args:
+        folder: Of a finished run.
+        view: Of a fresh adapter of the same kind and seed.
+        frozen: Parameters by name of the model that the view is of.
+
+    Raises:
+        ConfigError: What the view doesn't hold differs: the vector would be of another model.
+    """
+    found = dict(load_trained(folder).model.vlm.named_parameters())
+    trained = [name for name, _ in view.layout]
+    for name in sorted(found.keys() - set(trained)):
+        if name not in frozen or not bool((found[name] == frozen[name]).all()):
+            raise ConfigError(f"{folder} was trained beside other weights: {name} differs")
+    return np.concatenate([found[name].detach().numpy().ravel() for name in trained])
+
+
+def _membership(
+    task: RetrievalTask, states: Mapping[str, NDArray], listed: Collection[str], others: int
+) -> dict[str, Any]:
+    """Return the AUC among listed pairs, and among others, of each trained state."""
+    vlm, pairs, rng = task.model.vlm, task.pairs, task.seed.numpy("forget", "others")
+    members = np.concatenate(task.splits.clients)
+    rest = np.concatenate(task.splits.non_members)
+    rows, inside = [], []
+    for part, member in ((members, True), (rest, False)):
+        on = _on(task, part, listed)
+        chosen = np.concatenate([part[on], rng.permutation(part[~on])[:others]])
+        rows.append(chosen)
+        inside.append(np.full(len(chosen), member))
+    rows, inside = np.concatenate(rows), np.concatenate(inside)
+    groups = np.where(_on(task, rows, listed), "listed", "others")
+    negatives = np.unique(pairs.caption_of[task.splits.retention])[:_NEGATIVES]
+
+    def scores(state: NDArray) -> NDArray[np.float64]:
+        task.view.write(state)
+        images = vlm.embed(pairs.images(rows), "image").double().numpy()
+        own, place = np.unique(pairs.caption_of[rows], return_inverse=True)
+        texts = vlm.embed(pairs.captions(own), "text").double().numpy()[place]
+        public = vlm.embed(pairs.captions(negatives), "text").double().numpy()
+        return margins(images, texts, public, float(vlm.logit_scale.detach()))
+
+    start, out = scores(task.initial), {}
+    for name, state in states.items():
+        rng = task.seed.numpy("forget", "membership")
+        found = membership_by_group(scores(state) - start, inside, groups, rng)
+        out[name] = {group: one.to_dict() for group, one in found.items()}
+    task.reset()
+    return out
+
+
+def _curves(
+    task: RetrievalTask, states: Mapping[str, NDArray], listed: Collection[str], sizes: Sizes
+) -> tuple[dict[str, list[Curve]], dict[str, int]]:
+    trained, unseen = (rows[_on(task, rows, listed)] for rows in _held(task))
+    unseen = unseen[np.isin(task.data.concepts[unseen], task.data.concepts[trained])]
+    retain = task.splits.test[~_on(task, task.splits.test, listed)]
+    retain = task.seed.numpy("forget", "retain").permutation(retain)[: sizes.retain]
+    curves: dict[str, list[Curve]] = {name: [] for name in states}
+    counts = {TRAINED: len(trained), RETAIN: len(retain)}
+    for number in range(sizes.draws):
+        draw = ("forget", "draw", number)
+        parts = parts_of(task.pairs, trained, unseen, retain, task.seed.numpy(*draw))
+        counts |= {"tuned on": len(parts.tuning), UNSEEN: len(parts.scored[UNSEEN])}
+        for name, state in states.items():
+            one = relearned(
+                *(task.model.vlm, task.view, task.pairs, state, parts),
+                task.config.training.local_settings(1),
+                lambda draw=draw: task.seed.numpy(*draw, "shuffles"),
+                sizes.epochs,
+            )
+            curves[name].append(one)
+    return curves, counts
+
+
+def _told(curves: Mapping[str, list[Curve]], task: Task, sizes: Sizes) -> dict[str, Any]:
+    def rng() -> np.random.Generator:
+        return task.seed.numpy("forget", "intervals")
+
+    told: dict[str, Any] = {
+        name: {
+            part: {str(n): estimate(found, part, n, rng()).to_dict() for n in sizes.epochs}
+            for part in (TRAINED, UNSEEN, RETAIN)
+        }
+        for name, found in curves.items()
+    }
+    later = [count for count in sizes.epochs if count]
+    contrasts = [
+        {
+            "first": "sanitised",
+            "second": other,
+            "part": part,
+            "epochs": counts,
+            **contrast(curves["sanitised"], curves[other], part, counts, rng()).to_dict(),
+        }
+        for other in ("left out", "before", "plain")
+        for part in (TRAINED, UNSEEN)
+        for counts in ([0], later)
+    ]
+    return {"curves": told, "contrasts": contrasts}
+
+
+def measure(config: Config, runs: Path, sizes: Sizes = Sizes()) -> dict[str, Any]:
+    """Run what is missing, and measure both lists.
+
+    Args:
+        config: A federation whose pairs are members by a coin.
+        runs: Folder of runs, named as the trust grid names them.
+        sizes: How much is measured.
+    """
+    task = load_task(config)
+    if not isinstance(task, RetrievalTask):
+        raise ConfigError("relearning is measured on dual encoders")
+    require_composition("sanitise", config.protection.protect, config.privacy.dp)
+    seed, listed = config.training.seed, drawn_list(task, sizes.concepts)
+    clients = {
+        f"plain-{seed}": app,
+        f"plain+sanitise-{seed}": repaired_client(config, "sanitise"),
+        f"plain+sanitise-{len(listed)}-drawn-{seed}": changed_client(sanitised(listed)),
+        f"plain-without-{len(listed)}-drawn-{seed}": changed_client(left_out(listed)),
+    }
+    for name, client in clients.items():
+        federate(config, runs / name, client)
+    start = time.perf_counter()
+    frozen = dict(task.model.vlm.named_parameters())
+    plain, unsafe, forgot, without = (state_of(runs / n, task.view, frozen) for n in clients)
+    curves, counts = _curves(
+        task,
+        {"before": task.initial, "left out": without, "sanitised": forgot, "plain": plain},
+        listed,
+        sizes,
+    )
+    states = {"plain": plain, "sanitised": forgot, "left out": without}
+    drawn = {
+        "concepts": len(listed),
+        "rows": counts,
+        **_told(curves, task, sizes),
+        "membership": _membership(task, states, listed, sizes.others),
+    }
+    states = {"plain": plain, "sanitised": unsafe}
+    members = np.concatenate(task.splits.clients)
+    held = len(np.unique(task.data.concepts[members[_on(task, members, UNSAFE)]]))
+    few = {"concepts": held, "membership": _membership(task, states, UNSAFE, sizes.others)}
+    if held < MIN_ROWS:
+        few["unresolved"] = str(Estimate(np.nan, np.nan, np.nan, held, held))
+    seconds = {name: Result.load(runs / name).seconds["federate"] for name in clients}
+    seconds["tuning and scoring"] = time.perf_counter() - start
+    return {
+        "seed": seed,
+        "draws": sizes.draws,
+        "epochs": list(sizes.epochs),
+        "seconds": {name: round(one, 1) for name, one in seconds.items()},
+        "lists": {"drawn": drawn, "unsafe": few},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of JSON, table and figures")],
+    runs: Annotated[
+        Path | None, typer.Option(help="folder of runs; what is missing is made there")
+    ] = None,
+    reference: Annotated[
+        bool, typer.Option(help="draw only, from what the repository keeps")
+    ] = False,
+) -> None:
+    """Measure relearning, and write its table and figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    if reference:
+        found = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    else:
+        found = _rounded(measure(configuration("plain", 0), runs or out / "runs"))
+        write_text(out / f"{NAME}.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / f"{NAME}.md", table(found))
+    print(table(found))
+    draw(found, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
