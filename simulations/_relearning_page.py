@@ -37,25 +37,30 @@ def _several(epochs: list[int]) -> str:
 def table(found: dict[str, Any]) -> str:
     """Return first places by epochs of tuning, contrasts and membership as Markdown."""
     drawn, unsafe = found["lists"]["drawn"], found["lists"]["unsafe"]
-    epochs, rows = found["epochs"], drawn["rows"]
+    epochs, rows, rates = found["epochs"], drawn["rows"], drawn["rates"]
     lines = [
         f"A drawn list of {drawn['concepts']} concepts, seed {found['seed']}, {found['draws']} "
         f"draws of {rows['tuned on']} pairs to tune on; scored on {rows[TRAINED]} listed pairs "
         f"that clients trained on, {rows[UNSEEN]} other drawings, {rows[RETAIN]} of other "
-        "concepts. First place, one of 100, with 95 % intervals:",
+        f"concepts. First place, one of 100, at {drawn['chosen']} of the federation's first rate:",
         "",
         f"| scored | adapter | {' | '.join(f'{n} epochs' for n in epochs)} |",
         f"|---|---|{'---|' * len(epochs)}",
     ]
     for part, title in _PARTS.items():
         for name, (label, _, _) in STATES.items():
-            cells = [said(drawn["curves"][name][part][str(n)]) for n in epochs]
+            cells = [said(rates[drawn["chosen"]]["curves"][name][part][str(n)]) for n in epochs]
             lines.append(f"| {title} | {label} | {' | '.join(cells)} |")
-    lines += ["", "| sanitised run less | scored | when | difference |", "|---|---|---|---|"]
-    for one in drawn["contrasts"]:
+    lines += [
+        "",
+        f"| sanitised run less | scored | when | {' | '.join(f'rate {rate}' for rate in rates)} |",
+        f"|---|---|---|{'---|' * len(rates)}",
+    ]
+    for same in zip(*(one["contrasts"] for one in rates.values()), strict=True):
+        one, cells = same[0], " | ".join(map(said, same))
         lines.append(
             f"| {STATES[one['second']][0]} | {_PARTS[one['part']]} | {_several(one['epochs'])} "
-            f"| {said(one)} |"
+            f"| {cells} |"
         )
     lines += [
         "",
@@ -78,10 +83,11 @@ def table(found: dict[str, Any]) -> str:
 def draw(found: dict[str, Any], out: Path) -> None:
     """Draw a panel a part: SVG for the documentation, PNG to look at."""
     drawn, epochs = found["lists"]["drawn"], found["epochs"]
+    curves = drawn["rates"][drawn["chosen"]]["curves"]
     figure, axes = panels(3, height=2.9, sharex=True)
     for axis, (part, title) in zip(axes, _PARTS.items(), strict=True):
         for place, (name, (label, colour, marker)) in enumerate(STATES.items()):
-            cells = [drawn["curves"][name][part][str(n)] for n in epochs]
+            cells = [curves[name][part][str(n)] for n in epochs]
             there = [n for n, one in enumerate(cells) if one["value"] is not None]
             told = [cells[n] for n in there]
             values = [one["value"] for one in told]

@@ -5,13 +5,15 @@
 Two forget lists: the unsafe one of the trust grid, of which clients hold too few concepts for an
 interval of relearning, and one of sixty concepts that is drawn. Of the latter four adapters are
 tuned alike: that of the plain run, that of the run which was told to forget, that of a run whose
-clients never held the listed pairs (what forgetting should give), and the untrained one. Writes
-JSON, a table (Markdown) and a figure (SVG, and PNG to look at); runs that are there are kept.
+clients never held the listed pairs (what forgetting should give), and the untrained one. Of the
+rates of tuning the one is shown that an attacker would choose: by the sanitised adapter's score on
+the other drawings, which are at hand. Writes JSON, a table (Markdown) and a figure (SVG, and PNG to
+look at); runs that are there are kept.
 """
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +41,7 @@ from fedvlm.trust.relearning import (
     TRAINED,
     UNSEEN,
     Curve,
+    Parts,
     Rows,
     contrast,
     estimate,
@@ -64,6 +67,8 @@ class Sizes:
         retain: Test images of other concepts, at most.
         others: Members and non-members of other concepts, at most so many of each.
         epochs: Of tuning.
+        rates: Of tuning, over that of the federation's first round. A large one destroys what the
+            adapter knew before it can come back: an attacker tries several.
     """
 
     concepts: int = 60
@@ -71,6 +76,7 @@ class Sizes:
     retain: int = 200
     others: int = 400
     epochs: tuple[int, ...] = EPOCHS
+    rates: tuple[float, ...] = (1.0, 0.3, 0.1)
 
 
 def _held(task: Task) -> tuple[Rows, Rows]:
@@ -158,28 +164,42 @@ def _membership(
     return out
 
 
-def _curves(
-    task: RetrievalTask, states: Mapping[str, NDArray], listed: Collection[str], sizes: Sizes
-) -> tuple[dict[str, list[Curve]], dict[str, int]]:
+def _drawn_parts(
+    task: RetrievalTask, listed: Collection[str], sizes: Sizes
+) -> tuple[list[Parts], dict[str, int]]:
+    """Draw tuning parts; returns them and how many pairs each of their parts has."""
     trained, unseen = (rows[_on(task, rows, listed)] for rows in _held(task))
     unseen = unseen[np.isin(task.data.concepts[unseen], task.data.concepts[trained])]
     retain = task.splits.test[~_on(task, task.splits.test, listed)]
     retain = task.seed.numpy("forget", "retain").permutation(retain)[: sizes.retain]
-    curves: dict[str, list[Curve]] = {name: [] for name in states}
-    counts = {TRAINED: len(trained), RETAIN: len(retain)}
-    for number in range(sizes.draws):
-        draw = ("forget", "draw", number)
-        parts = parts_of(task.pairs, trained, unseen, retain, task.seed.numpy(*draw))
-        counts |= {"tuned on": len(parts.tuning), UNSEEN: len(parts.scored[UNSEEN])}
-        for name, state in states.items():
-            one = relearned(
-                *(task.model.vlm, task.view, task.pairs, state, parts),
-                task.config.training.local_settings(1),
-                lambda draw=draw: task.seed.numpy(*draw, "shuffles"),
+    parts = [
+        parts_of(task.pairs, trained, unseen, retain, task.seed.numpy("forget", "draw", number))
+        for number in range(sizes.draws)
+    ]
+    counts = {name: len(rows) for name, rows in parts[0].scored.items()}
+    return parts, {"tuned on": len(parts[0].tuning), **counts}
+
+
+def _curves(
+    task: RetrievalTask,
+    states: Mapping[str, NDArray],
+    parts: Sequence[Parts],
+    rate: float,
+    sizes: Sizes,
+) -> dict[str, list[Curve]]:
+    first = task.config.training.local_settings(1)
+    settings = replace(first, learning_rate=rate * first.learning_rate)
+    return {
+        name: [
+            relearned(
+                *(task.model.vlm, task.view, task.pairs, state, one, settings),
+                lambda number=number: task.seed.numpy("forget", "shuffles", number),
                 sizes.epochs,
             )
-            curves[name].append(one)
-    return curves, counts
+            for number, one in enumerate(parts)
+        ]
+        for name, state in states.items()
+    }
 
 
 def _told(curves: Mapping[str, list[Curve]], task: Task, sizes: Sizes) -> dict[str, Any]:
@@ -206,7 +226,9 @@ def _told(curves: Mapping[str, list[Curve]], task: Task, sizes: Sizes) -> dict[s
         for part in (TRAINED, UNSEEN)
         for counts in ([0], later)
     ]
-    return {"curves": told, "contrasts": contrasts}
+    known = [told["sanitised"][UNSEEN][str(n)]["value"] for n in later]
+    gained = None if None in known else float(np.mean(known))
+    return {"curves": told, "contrasts": contrasts, "sanitised, other drawings": gained}
 
 
 def measure(config: Config, runs: Path, sizes: Sizes = Sizes()) -> dict[str, Any]:
@@ -233,17 +255,19 @@ def measure(config: Config, runs: Path, sizes: Sizes = Sizes()) -> dict[str, Any
     start = time.perf_counter()
     frozen = dict(task.model.vlm.named_parameters())
     plain, unsafe, forgot, without = (state_of(runs / n, task.view, frozen) for n in clients)
-    curves, counts = _curves(
-        task,
-        {"before": task.initial, "left out": without, "sanitised": forgot, "plain": plain},
-        listed,
-        sizes,
-    )
     states = {"plain": plain, "sanitised": forgot, "left out": without}
+    parts, counts = _drawn_parts(task, listed, sizes)
+    rates = {
+        f"{rate:g}": _told(
+            _curves(task, {**states, "before": task.initial}, parts, rate, sizes), task, sizes
+        )
+        for rate in sizes.rates
+    }
     drawn = {
         "concepts": len(listed),
         "rows": counts,
-        **_told(curves, task, sizes),
+        "rates": rates,
+        "chosen": max(rates, key=lambda rate: rates[rate]["sanitised, other drawings"] or 0.0),
         "membership": _membership(task, states, listed, sizes.others),
     }
     states = {"plain": plain, "sanitised": unsafe}

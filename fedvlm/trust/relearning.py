@@ -24,6 +24,7 @@ from fedvlm.trust.estimate import Estimate
 
 Rows = NDArray[np.int64]
 EPOCHS = (0, 1, 2, 4, 8)
+_DRAWS = 1000
 TRAINED, UNSEEN, RETAIN = "trained on", "other drawings", "retain"
 Curve = Mapping[int, Mapping[str, Mapping[int, float]]]
 """Epochs of tuning → part → first places by concept, in [0, 1]."""
@@ -134,7 +135,7 @@ def relearned(
 
 def estimate(curves: Sequence[Curve], part: str, count: int, rng: np.random.Generator) -> Estimate:
     """Estimate a part's first places after some epochs, resampled by concept and then by draw."""
-    return over_seeds([curve[count][part] for curve in curves], rng)
+    return over_seeds([curve[count][part] for curve in curves], rng, _DRAWS)
 
 
 def contrast(
@@ -153,4 +154,4 @@ def contrast(
         {concept: level(one, concept) - level(other, concept) for concept in one[counts[0]][part]}
         for one, other in zip(first, second, strict=True)
     ]
-    return over_seeds(differences, rng)
+    return over_seeds(differences, rng, _DRAWS)

@@ -26,7 +26,8 @@ def test_the_table_in_the_documentation_is_that_of_the_kept_result():
 def test_what_is_unresolved_is_told_in_the_place_of_a_number(tmp_path):
     few = {"value": None, "unresolved": "unresolved (7 of 20 needed)", "rows": 21, "clusters": 7}
     found = copy.deepcopy(KEPT)
-    found["lists"]["drawn"]["curves"]["plain"]["retain"]["1"] = few
+    drawn = found["lists"]["drawn"]
+    drawn["rates"][drawn["chosen"]]["curves"]["plain"]["retain"]["1"] = few
     found["lists"]["unsafe"]["membership"]["plain"]["listed"] = few
     assert table(found).count("unresolved (7 of 20 needed)") == 2
     draw(found, tmp_path)
@@ -36,7 +37,9 @@ def test_what_is_unresolved_is_told_in_the_place_of_a_number(tmp_path):
 @pytest.mark.slow
 def test_a_small_run_is_measured_from_beginning_to_end(tmp_path):
     config = configuration("plain", 0, rounds=1, local_epochs=1, rank=4)
-    sizes = relearning.Sizes(concepts=20, draws=1, retain=24, others=30, epochs=(0, 1))
+    sizes = relearning.Sizes(
+        concepts=20, draws=1, retain=24, others=30, epochs=(0, 1), rates=(0.3,)
+    )
     found = relearning.measure(config, tmp_path, sizes)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
@@ -44,6 +47,7 @@ def test_a_small_run_is_measured_from_beginning_to_end(tmp_path):
     }  # fmt: skip
     drawn, unsafe = found["lists"]["drawn"], found["lists"]["unsafe"]
     assert drawn["concepts"] == 20
+    assert drawn["chosen"] == "0.3"
     assert unsafe["concepts"] < 20
     assert unsafe["unresolved"].startswith("unresolved")
     assert "curves" not in unsafe
