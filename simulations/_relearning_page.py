@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.trust.relearning import RETAIN, TRAINED, UNSEEN
-from simulations._page_figure import panels, save
+from simulations._page_figure import INK, panels, save
 
 NAME = "relearning"
 # Okabe and Ito's colours, told apart by the colour-blind, and by the marker without colour.
@@ -44,7 +44,7 @@ def table(found: dict[str, Any]) -> str:
         f"that clients trained on, {rows[UNSEEN]} other drawings, {rows[RETAIN]} of other "
         f"concepts. First place, one of 100, at {drawn['chosen']} of the federation's first rate:",
         "",
-        f"| scored | adapter | {' | '.join(f'{n} epochs' for n in epochs)} |",
+        f"| scored | adapter | epochs: {' | '.join(map(str, epochs))} |",
         f"|---|---|{'---|' * len(epochs)}",
     ]
     for part, title in _PARTS.items():
@@ -105,6 +105,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     axes[-1].set_xticks(range(len(epochs)), [str(n) for n in epochs])
     axes[-1].set_xlabel("epochs of tuning on listed pairs")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    told = axes[0].get_legend_handles_labels()
+    figure.legend(*told, loc="outside upper center", ncols=2, frameon=False, labelcolor=INK)
     save(figure, out / f"{NAME}.svg")
     figure.savefig(out / f"{NAME}.png", dpi=100, facecolor="white")
