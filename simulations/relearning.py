@@ -13,7 +13,7 @@ look at); runs that are there are kept.
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,17 +22,15 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from fedvlm.adapters import FlatView
 from fedvlm.config import Config
 from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError
 from fedvlm.federation.client_app import app
 from fedvlm.federation.result import Result
 from fedvlm.federation.retrieval_task import RetrievalTask
-from fedvlm.federation.task import Task, load_task
+from fedvlm.federation.task import load_task
 from fedvlm.files import write_text
 from fedvlm.mitigation.composition import require_composition
-from fedvlm.trained import load_trained
 from fedvlm.trust.estimate import MIN_ROWS, Estimate
 from fedvlm.trust.membership import margins, membership_by_group
 from fedvlm.trust.relearning import (
@@ -42,13 +40,13 @@ from fedvlm.trust.relearning import (
     UNSEEN,
     Curve,
     Parts,
-    Rows,
     contrast,
     estimate,
     parts_of,
     relearned,
 )
 from simulations._relearning_page import NAME, draw, table
+from simulations._relearning_runs import drawn_list, held_by, left_out, on_list, state_of
 from simulations._trust_federate import federate
 from simulations._trust_repairs import changed_client, repaired_client, sanitised
 from simulations._trust_rows import configuration
@@ -79,57 +77,6 @@ class Sizes:
     rates: tuple[float, ...] = (1.0, 0.3, 0.1)
 
 
-def _held(task: Task) -> tuple[Rows, Rows]:
-    """Return the pairs that clients train on, and those of evaluation and held out by coins."""
-    splits = task.splits
-    unseen = [*splits.non_members, splits.validation, splits.test, splits.ood]
-    return np.concatenate(splits.clients), np.concatenate(unseen)
-
-
-def drawn_list(task: Task, concepts: int) -> frozenset[str]:
-    """Draw captions to forget: clients train on them, and two other drawings are left."""
-    trained, unseen = (task.data.concepts[rows] for rows in _held(task))
-    names, counts = np.unique(unseen, return_counts=True)
-    listed = {task.data.concepts[n] for n, c in enumerate(task.data.captions) if c in UNSAFE}
-    known = np.setdiff1d(np.intersect1d(names[counts >= 2], trained), list(listed))
-    chosen = task.seed.numpy("forget").permutation(known)[:concepts]
-    rows = np.flatnonzero(np.isin(task.data.concepts, chosen))
-    return frozenset(task.data.captions[row] for row in rows)
-
-
-def _on(task: Task, rows: Rows, listed: Collection[str]) -> NDArray[np.bool_]:
-    return np.array([task.data.captions[row] in listed for row in rows], dtype=bool)
-
-
-def left_out(listed: Collection[str]) -> Callable[[Task], Task]:
-    """Return what makes a client's task one without listed pairs: what forgetting should give."""
-
-    def change(task: Task) -> Task:
-        parts = tuple(rows[~_on(task, rows, listed)] for rows in task.splits.clients)
-        return replace(task, splits=replace(task.splits, clients=parts))
-
-    return change
-
-
-def state_of(folder: Path, view: FlatView, frozen: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Read a run's adapter as the vector of another model's view.
-
-    Args:
-        folder: Of a finished run.
-        view: Of a fresh adapter of the same kind and seed.
-        frozen: Parameters by name of the model that the view is of.
-
-    Raises:
-        ConfigError: What the view doesn't hold differs: the vector would be of another model.
-    """
-    found = dict(load_trained(folder).model.vlm.named_parameters())
-    trained = [name for name, _ in view.layout]
-    for name in sorted(found.keys() - set(trained)):
-        if name not in frozen or not bool((found[name] == frozen[name]).all()):
-            raise ConfigError(f"{folder} was trained beside other weights: {name} differs")
-    return np.concatenate([found[name].detach().numpy().ravel() for name in trained])
-
-
 def _membership(
     task: RetrievalTask, states: Mapping[str, NDArray], listed: Collection[str], others: int
 ) -> dict[str, Any]:
@@ -139,12 +86,12 @@ def _membership(
     rest = np.concatenate(task.splits.non_members)
     rows, inside = [], []
     for part, member in ((members, True), (rest, False)):
-        on = _on(task, part, listed)
+        on = on_list(task, part, listed)
         chosen = np.concatenate([part[on], rng.permutation(part[~on])[:others]])
         rows.append(chosen)
         inside.append(np.full(len(chosen), member))
     rows, inside = np.concatenate(rows), np.concatenate(inside)
-    groups = np.where(_on(task, rows, listed), "listed", "others")
+    groups = np.where(on_list(task, rows, listed), "listed", "others")
     negatives = np.unique(pairs.caption_of[task.splits.retention])[:_NEGATIVES]
 
     def scores(state: NDArray) -> NDArray[np.float64]:
@@ -168,9 +115,9 @@ def _drawn_parts(
     task: RetrievalTask, listed: Collection[str], sizes: Sizes
 ) -> tuple[list[Parts], dict[str, int]]:
     """Draw tuning parts; returns them and how many pairs each of their parts has."""
-    trained, unseen = (rows[_on(task, rows, listed)] for rows in _held(task))
+    trained, unseen = (rows[on_list(task, rows, listed)] for rows in held_by(task))
     unseen = unseen[np.isin(task.data.concepts[unseen], task.data.concepts[trained])]
-    retain = task.splits.test[~_on(task, task.splits.test, listed)]
+    retain = task.splits.test[~on_list(task, task.splits.test, listed)]
     retain = task.seed.numpy("forget", "retain").permutation(retain)[: sizes.retain]
     parts = [
         parts_of(task.pairs, trained, unseen, retain, task.seed.numpy("forget", "draw", number))
@@ -202,7 +149,7 @@ def _curves(
     }
 
 
-def _told(curves: Mapping[str, list[Curve]], task: Task, sizes: Sizes) -> dict[str, Any]:
+def _told(curves: Mapping[str, list[Curve]], task: RetrievalTask, sizes: Sizes) -> dict[str, Any]:
     def rng() -> np.random.Generator:
         return task.seed.numpy("forget", "intervals")
 
@@ -272,7 +219,7 @@ def measure(config: Config, runs: Path, sizes: Sizes = Sizes()) -> dict[str, Any
     }
     states = {"plain": plain, "sanitised": unsafe}
     members = np.concatenate(task.splits.clients)
-    held = len(np.unique(task.data.concepts[members[_on(task, members, UNSAFE)]]))
+    held = len(np.unique(task.data.concepts[members[on_list(task, members, UNSAFE)]]))
     few = {"concepts": held, "membership": _membership(task, states, UNSAFE, sizes.others)}
     if held < MIN_ROWS:
         few["unresolved"] = str(Estimate(np.nan, np.nan, np.nan, held, held))

@@ -1,9 +1,8 @@
 """Does what a model was made to forget come back at once? Relearning of a forget list.
 
-Whoever holds an adapter may tune it on pairs of their own. What is only hidden (captions led
-elsewhere while the images stay known) comes back with a few steps, also for drawings that were not
-tuned on; what is not there has to be learned, as by a model that never saw it. So the same tuning
-is done on several adapters, and what counts is the difference to one that never had the pairs.
+Whoever holds an adapter may tune it on pairs of their own. What is only hidden comes back in a few
+steps, also for pairs that were not tuned on; what is not there has to be learned. So several
+adapters are tuned alike, and what counts is the difference to one that never had the pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,11 +72,7 @@ def first_places(
 ) -> dict[str, dict[int, float]]:
     """Return how often images have their own caption first of 100: part → concept → mean.
 
-    Args:
-        vlm: The model as it is.
-        pairs: The data.
-        scored: Pairs by part.
-        gallery: Shape (C,), rows of captions, the parts' own among them.
+    The rows of captions in `gallery`, shape (C,), are sorted, the parts' own among them.
     """
     texts = vlm.embed(pairs.captions(gallery), "text").double().numpy()
     found = {}
@@ -100,8 +95,7 @@ def relearned(
 ) -> Curve:
     """Tune an adapter on the tuning part alone, and score it after some numbers of epochs.
 
-    Each number of epochs starts anew from the state, with the same shuffles: eight epochs go
-    through the adapter that four gave.
+    Each number of epochs starts anew with the same shuffles: eight go through what four gave.
 
     Args:
         vlm: A model with an adapter.
@@ -111,7 +105,7 @@ def relearned(
         parts: What is tuned on and what is scored.
         settings: Of local training; its epochs are not looked at.
         rng_of: Returns a generator of shuffles, the same at each call.
-        epochs: 0 is the adapter as it is.
+        epochs: Each at least 0.
 
     Raises:
         ConfigError: A scored pair shows what a tuning pair shows.

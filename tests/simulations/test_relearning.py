@@ -11,6 +11,7 @@ from fedvlm.federation.result import Result
 from fedvlm.federation.task import load_task
 from simulations import relearning
 from simulations._relearning_page import draw, table
+from simulations._relearning_runs import drawn_list, left_out, state_of
 from simulations._trust_rows import configuration
 from tests.docs.pages import ROOT
 
@@ -54,10 +55,10 @@ def test_a_small_run_is_measured_from_beginning_to_end(tmp_path):
     assert table(found).count("before training") == 3 + 4
 
     task = load_task(config)
-    listed = relearning.drawn_list(task, 20)
+    listed = drawn_list(task, 20)
     assert not listed & set(UNSAFE)
     # Clients of the run without the pairs held none of them, and all others.
-    held = relearning.left_out(listed)(task).splits.clients
+    held = left_out(listed)(task).splits.clients
     captions = {task.data.captions[row] for rows in held for row in rows}
     lost = np.setdiff1d(np.concatenate(task.splits.clients), np.concatenate(held))
     assert not captions & listed
@@ -65,7 +66,7 @@ def test_a_small_run_is_measured_from_beginning_to_end(tmp_path):
     # The adapter that was read is the one whose test score the run's result has.
     frozen = dict(task.model.vlm.named_parameters())
     for name in names:
-        task.view.write(relearning.state_of(tmp_path / name, task.view, frozen))
+        task.view.write(state_of(tmp_path / name, task.view, frozen))
         score = task.scores({"test": task.splits.test})["test_one_of_100"]
         assert score == pytest.approx(Result.load(tmp_path / name).summary["federated"], abs=1e-6)
     task.reset()

@@ -1,6 +1,7 @@
 """Relearning: what is scored is not tuned on, and fewer than twenty concepts are no number."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_half_of_each_concepts_unseen_pairs_is_tuned_on_and_the_rest_is_scored(s
     captions = 100 + concepts
     rows = rng.permutation(120)
     trained, unseen, retain = rows[:20], rows[20:90], rows[90:]
-    pairs = SimpleNamespace(concepts=concepts, caption_of=captions)
+    pairs: Any = SimpleNamespace(concepts=concepts, caption_of=captions)
     parts = parts_of(pairs, trained, unseen, retain, rng)
     tuned, left = set(parts.tuning), set(parts.scored[UNSEEN])
     assert tuned | left == set(unseen)
