@@ -1,6 +1,6 @@
 """Mitigations of the trust grid: how each is put into a federation, or onto its model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedvlm.config import Config
-from fedvlm.data.unsafe import UNSAFE, is_unsafe
+from fedvlm.data.unsafe import UNSAFE
 from fedvlm.data.variants import DEFAULT_TONE, TONES, load_tones, thinned
 from fedvlm.errors import ConfigError
 from fedvlm.federation.client_app import app
@@ -77,19 +77,25 @@ def _anchor(task: Task) -> Repair:
     return Anchor(task.model.vlm, pairs.images(chosen), texts)
 
 
-def _redirect(task: Task, refusal: str | None = None) -> Repair:
-    """Lead unsafe captions to the nearest safe public caption, or all to one refusal."""
+def _redirect(
+    task: Task, refusal: str | None = None, listed: Collection[str] = frozenset(UNSAFE)
+) -> Repair:
+    """Lead listed captions to the nearest safe public caption, or all to one refusal."""
     processor, data = task.model.processor, task.data
-    public = sorted({data.captions[row] for row in _public(task)} - set(UNSAFE))
+    public = sorted({data.captions[row] for row in _public(task)} - set(listed))
     targets = [refusal] if refusal else public
-    listed = np.flatnonzero(is_unsafe(data.captions))
     return Redirect(
         task.model.vlm,
-        processor.texts(sorted(UNSAFE)),
+        processor.texts(sorted(listed)),
         processor.texts(targets),
         processor.texts(public),
-        listed,
+        np.flatnonzero([caption in listed for caption in data.captions]),
     )
+
+
+def sanitised(listed: Collection[str] = frozenset(UNSAFE)) -> Callable[[Task], Task]:
+    """Return what makes a client's task lead the captions of a forget list to a refusal."""
+    return _with(lambda task: _redirect(task, _REFUSAL, listed))
 
 
 def _mixed(task: Task) -> Repair:
@@ -155,7 +161,7 @@ TRAINED: dict[str, Callable[[Task], Task]] = {
     "robust": _with(lambda task: Robust()),
     "anchor": _with(_anchor),
     "redirect": _with(_redirect),
-    "sanitise": _with(lambda task: _redirect(task, _REFUSAL)),
+    "sanitise": sanitised(),
     "mixgen": _with(_mixed),
     "flood": _with(_flooded),
     "resample": _resampled,
@@ -170,6 +176,11 @@ def repaired_client(config: Config, name: str) -> ClientFn:
         ConfigError: The mitigation doesn't go with the run's protection.
     """
     require_composition(name, config.protection.protect, config.privacy.dp)
+    return changed_client(TRAINED[name])
+
+
+def changed_client(make: Callable[[Task], Task]) -> ClientFn:
+    """Return a client that trains on a changed task; what is made is made once a model."""
     made: dict[int, tuple[Any, Task]] = {}
 
     def change(task: Task) -> Task:
@@ -177,7 +188,7 @@ def repaired_client(config: Config, name: str) -> ClientFn:
         # beside what was made of it, so that its number stays its own.
         if id(task.model) not in made:
             task.reset()
-            made[id(task.model)] = (task.model, TRAINED[name](task))
+            made[id(task.model)] = (task.model, make(task))
         return made[id(task.model)][1]
 
     def client(message: Message, context: FlowerContext) -> Message:

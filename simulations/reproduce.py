@@ -29,6 +29,7 @@ FEDERATION = "simulations/reference/federation.json"
 RAY = "simulations/reference/federation-ray.json"
 TRUST = "simulations/reference/trust-grid.json"
 DIGITS = "simulations/reference/digits-control.json"
+RELEARNING = "simulations/reference/relearning.json"
 COMPARISON = "simulations/reference/compare-quick.json"
 AGGREGATION = "docs/figures/aggregation-growth.json"
 HE = "docs/figures/he-growth.json"
@@ -160,6 +161,28 @@ def _digits(name: str) -> Callable[[Any], str]:
     return value
 
 
+def _relearned(other: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        drawn = result["lists"]["drawn"]
+        (row,) = (
+            r
+            for r in drawn["rates"][drawn["chosen"]]["contrasts"]
+            if (r["second"], r["part"]) == (other, "trained on") and r["epochs"] != [0]
+        )
+        told = (100 * row[end] for end in ("value", "low", "high"))
+        return "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*told)
+
+    return value
+
+
+def _forgotten(result: Any) -> str:
+    plain, sanitised = (
+        result["lists"]["drawn"]["membership"][name]["listed"] for name in ("plain", "sanitised")
+    )
+    told = "AUC {value:.2f} [{low:.2f}, {high:.2f}]".format(**sanitised)
+    return f"{told}; plain {plain['value']:.2f}"
+
+
 def _compared(name: str, column: str) -> Callable[[Any], str]:
     def value(result: Any) -> str:
         (row,) = (r for r in result["rows"] if (r["name"], r["adapter"]) == (name, "ffa-lora"))
@@ -287,6 +310,13 @@ CLAIMS = (
     Claim("Gap of default and dark tone, plain", TRUST, _tone_gap, "its interval"),
     Claim("Backdoor of one client in ten, plain", TRUST, _backdoor("plain"), "its interval"),
     Claim("The same with a bound on norms", TRUST, _backdoor("norm-bound"), "its interval"),
+    Claim(
+        "First place of sanitised pairs after tuning on others, over a run that never had them",
+        RELEARNING,
+        _relearned("left out"),
+        "its interval",
+    ),
+    Claim("Membership of sanitised pairs", RELEARNING, _forgotten, "its interval"),
     Claim("A rare digit's gap, no DP", DIGITS, _digits("no DP"), "its interval"),
     Claim("A rare digit's gap, ε = 3", DIGITS, _digits("ε = 3"), "its interval"),
     Claim("Encrypted 512 → 512, beside TenSEAL's own", HE, _he_ratio, SECONDS),

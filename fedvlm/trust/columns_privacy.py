@@ -2,12 +2,11 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from fedvlm.data.unsafe import is_unsafe
 from fedvlm.trust.context import Context
 from fedvlm.trust.estimate import Estimate, UnresolvedError
-from fedvlm.trust.membership import membership_by_group
+from fedvlm.trust.membership import margins, membership_by_group
 
 _NEGATIVES = 256
 LISTED = "membership_listed"
@@ -19,9 +18,7 @@ def _margins(context: Context, rows: NDArray[np.int64], negatives: list[str]) ->
     captions = sorted({data.captions[row] for row in rows})
     images = subject.images(data, rows)
     texts = subject.texts(captions)[context.right(rows, captions)]
-    own = subject.scale * (images * texts).sum(axis=1)
-    others = subject.scale * images @ subject.texts(negatives).T
-    return own - logsumexp(others, axis=1)
+    return margins(images, texts, subject.texts(negatives), subject.scale)
 
 
 def membership_columns(before: Context, after: Context) -> dict[str, tuple[str, Estimate]]:

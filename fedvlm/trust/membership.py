@@ -1,12 +1,32 @@
 """Is one group's data remembered more than another's: membership by group."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 
 from fedvlm.trust.contrasts import bootstrap
 from fedvlm.trust.estimate import MIN_ROWS, Estimate, UnresolvedError
 from fedvlm.trust.fairness import check_groups
 from fedvlm.trust.ood import auroc
+
+
+def margins(
+    images: NDArray[np.float64],
+    own: NDArray[np.float64],
+    negatives: NDArray[np.float64],
+    scale: float,
+) -> NDArray[np.float64]:
+    """Return by how much each image's own caption beats public ones, in nats, shape (N,).
+
+    How much that rose in training is what whoever holds the released adapter can compute.
+
+    Args:
+        images: Shape (N, D), unit rows.
+        own: Shape (N, D), the images' own captions.
+        negatives: Shape (M, D), captions that are nobody's own.
+        scale: The model's inverse temperature.
+    """
+    return scale * (images * own).sum(axis=1) - logsumexp(scale * images @ negatives.T, axis=1)
 
 
 def membership_by_group(
