@@ -202,7 +202,8 @@ class Redirect(Repair):
         targets: Inputs of T safe captions.
         keep: Inputs of K public captions whose embedding shall stay.
         rows: Shape (n,), rows of the data set whose caption is listed, or that are to be
-            forgotten; the others keep their own loss.
+            forgotten: their images are led away too. Every row keeps its own loss, and so does a
+            listed one: what it teaches is hidden, and comes back by tuning (docs/trust.md).
         weight: λ.
 
     Raises:

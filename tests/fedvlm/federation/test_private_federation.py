@@ -1,6 +1,8 @@
 """Federations under DP: budgets, resume, what is written down, what leaves a client."""
 
 import dataclasses
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +167,16 @@ def test_example_level_under_a_protected_sum(small_run, protect, tmp_path):
     # of rounding to integers.
     noise = entry["noise_of_sum"] / config.data.clients if protect == "he" else 1e-5
     assert 0 < np.abs(vectors[0] - vectors[1]).max() < 8 * noise + 1e-6
+
+
+def test_an_epoch_of_hours_costs_no_update_under_encryption(small_run, monkeypatch):
+    hours = itertools.count(0.0, 7200.0)
+    clock = SimpleNamespace(perf_counter=lambda: next(hours))
+    monkeypatch.setattr("fedvlm.federation.local_round.time", clock)
+    config = config_from(small_run | {"protect": "he", "rounds": 1, "node_scores": "none"})
+    entry = simulate(config).rounds[1]
+    assert entry["clients"] == config.data.clients
+    assert entry["client_seconds"] == pytest.approx(1024, abs=1)
 
 
 @pytest.mark.parametrize("dp", ["client", "distributed"])
