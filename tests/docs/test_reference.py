@@ -88,7 +88,6 @@ def inventory(path: Path) -> set[str]:
     return {line.split(" ")[0] for line in zlib.decompress(data).decode().splitlines()}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_site_builds_without_a_warning_and_has_every_public_name(tmp_path):
     built = subprocess.run(

@@ -112,6 +112,7 @@ def test_one_round_is_fedavgs_within_the_error_that_was_asked_for(apps, monkeypa
     exec(lines.text, {"strategy": strategy})
 
 
+@pytest.mark.slow
 def test_later_rounds_and_evaluation_go_on(apps, monkeypatch):
     plain, _ = federate(apps.before, 2, monkeypatch)
     secure, (strategy,) = federate(apps.after, 2, monkeypatch)
@@ -122,6 +123,7 @@ def test_later_rounds_and_evaluation_go_on(apps, monkeypatch):
     assert furthest(plain, secure) < 0.05 * moved
 
 
+@pytest.mark.slow
 def test_the_nodes_weigh_by_their_examples(apps, monkeypatch):
     """What the first test compares tells weights apart: with another weighting it would fail."""
     path = apps.after / "pytorchexample" / "policy.py"
