@@ -45,7 +45,7 @@ def _cache(folder: Path) -> Iterator[None]:
 
 def step_rows(
     progress: Callable[[str], None], size: str = "B32", batch: int = 64, steps: int = 2,
-    repeats: int = 2, threads: int = 2,
+    repeats: int = 3, threads: int = 2,
 ) -> list[Row]:  # fmt: skip
     """Time a local epoch of LoRA and its peak memory, by turns with the plain loop."""
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from simulations import commands_page, reproduce
+from simulations import _claims, commands_page, reproduce
 from tests.docs.commands import problem
 from tests.docs.pages import ROOT
 from tests.test_threat_model import problem as problem_of_test
@@ -32,11 +32,11 @@ def test_every_result_that_is_indexed_is_claimed_of():
 
 def test_a_claim_follows_its_result(monkeypatch):
     """Another number in a kept result is another page: nothing is written into the page by hand."""
-    results = json.loads((ROOT / reproduce.SMPC).read_text("utf-8"))
+    results = json.loads((ROOT / _claims.SMPC).read_text("utf-8"))
     for row in results["width"]:
         row["rounds"] += 1
     kept = reproduce.kept
-    monkeypatch.setattr(reproduce, "kept", lambda p: results if p == reproduce.SMPC else kept(p))
+    monkeypatch.setattr(reproduce, "kept", lambda p: results if p == _claims.SMPC else kept(p))
     assert reproduce.page() != (DOCS / "reproduce.md").read_text("utf-8")
 
 
