@@ -12,7 +12,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-vqa table test test-slow mutate lint docs bench clean
+.PHONY: help setup demo demo-vqa table test test-slow mutate lint fast docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,9 +43,12 @@ lint: $(STAMP) ## format, rules and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Workers share the cores, and threads fight for them.
-test test-slow: export OMP_NUM_THREADS := 1
+test fast test-slow: export OMP_NUM_THREADS := 1
 
-test: lint ## lint, types and the fast tests
+test: $(STAMP) ## lint, types and the fast tests; types are checked on one core while tests are collected
+	@$(MAKE) --no-print-directory -j2 lint fast
+
+fast: $(STAMP) ## the fast tests alone
 	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-slow: $(STAMP) ## the long tests: Ray, SuperLink, whole federations
