@@ -45,6 +45,7 @@ from fedvlm.trust.relearning import (
     parts_of,
     relearned,
 )
+from simulations._kept import rounded
 from simulations._relearning_page import NAME, draw, table
 from simulations._relearning_runs import drawn_list, held_by, left_out, on_list, state_of
 from simulations._trust_federate import federate
@@ -234,14 +235,6 @@ def measure(config: Config, runs: Path, sizes: Sizes = Sizes()) -> dict[str, Any
     }
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
-
-
 def main(
     out: Annotated[Path, typer.Option(help="folder of JSON, table and figures")],
     runs: Annotated[
@@ -256,7 +249,7 @@ def main(
     if reference:
         found = json.loads(REFERENCE.read_text(encoding="utf-8"))
     else:
-        found = _rounded(measure(configuration("plain", 0), runs or out / "runs"))
+        found = rounded(measure(configuration("plain", 0), runs or out / "runs"))
         write_text(out / f"{NAME}.json", json.dumps(found, indent=1) + "\n")
     write_text(out / f"{NAME}.md", table(found))
     print(table(found))

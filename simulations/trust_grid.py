@@ -15,20 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from fedvlm.files import write_text
+from simulations._kept import rounded
 from simulations._trust_findings import findings
 from simulations._trust_run import Held, cells, run_cell
 from simulations._trust_table import MITIGATED, PRIMARY, SHOWN, write_tables
 
 REFERENCE = Path(__file__).parent / "reference" / "trust-grid.json"
-_DIGITS = 4
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def _kept(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,7 +45,7 @@ def compact(cell: dict[str, Any]) -> dict[str, Any]:
             out[name] = _kept(out[name])
     if out["kind"] == "attack":
         out["before"] = {k: one for k, one in out["before"].items() if k != "by_concept"}
-    return _rounded(out)
+    return rounded(out)
 
 
 def load_cells(out: Path) -> list[dict[str, Any]]:
