@@ -21,9 +21,6 @@ from fedvlm.federation.task import Task
 
 log = logging.getLogger("fedvlm")
 
-# A sum under encryption takes metrics up to here: an epoch of hours must not cost the update.
-_MOST_SECONDS = 1024.0
-
 
 def answer(message: Message, context: Context, node: Node, config: Config) -> Message:
     """Train for one round and return the reply.
@@ -55,7 +52,7 @@ def answer(message: Message, context: Context, node: Node, config: Config) -> Me
     else:
         vector, metrics = answered
     if "client-seconds" in metrics:
-        metrics["client-seconds"] = min(time.perf_counter() - start, _MOST_SECONDS)
+        metrics["client-seconds"] = time.perf_counter() - start
     content = RecordDict(
         {"arrays": ArrayRecord({VECTOR: Array(vector)}), "metrics": MetricRecord({**metrics})}
     )

@@ -99,7 +99,7 @@ class _Open:
         self.refusals[node] = told(reply.error.code)
         log.warning("node %d refuses: %s", node, self.refusals[node])
 
-    def record(self, summed: int, reason: str) -> RoundRecord:
+    def record(self, summed: int, reason: str, partial: tuple[str, ...] = ()) -> RoundRecord:
         return RoundRecord(
             self.number,
             "train",
@@ -110,6 +110,7 @@ class _Open:
             self.refusals,
             tuple(self.faults),
             "examples",
+            partial=partial,
         )
 
 
@@ -117,10 +118,10 @@ class HESumStrategy(SummingStrategy):
     """Wraps a strategy so that it sees the mean of its clients' replies, and no reply.
 
     The inner strategy gets one reply: the mean of the updates, added to the arrays that were
-    sent; the mean of each metric, weighted by examples; and the sum of the examples. Arrays of
-    whole numbers keep the server's values. A round with fewer than `policy.quorum` clients, or
-    whose sum nobody decrypts, is abandoned: the model stays, the run goes on. No client
-    evaluates.
+    sent; the mean of each metric over the clients that have a number in range for it, weighted by
+    examples; and the sum of the examples. Arrays of whole numbers keep the server's values. A
+    round with fewer than `policy.quorum` clients, or whose sum nobody decrypts, is abandoned: the
+    model stays, the run goes on. No client evaluates.
 
     Attributes:
         strategy: The inner strategy.
@@ -218,7 +219,9 @@ class HESumStrategy(SummingStrategy):
             self.noise = 0.0
             return None, None
         self.noise = self.policy.noise(total.plan.length)
-        self.history.append(session.record(mean.clients, ""))
+        self.history.append(session.record(mean.clients, "", mean.partial))
+        if mean.partial:
+            log.warning("some clients had no number in range for %s", ", ".join(mean.partial))
         arrays, metrics = self._hand_on(self.strategy.aggregate_train, server_round, reply)
         if arrays is not None:
             # FedAvg's product with a weight would turn the counters into floats.

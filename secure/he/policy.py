@@ -1,6 +1,8 @@
 """Terms of a federation that sums under encryption: what fits, what is refused, what is noised.
 
-entries = [update · f / bound] [1] [f] [f · metric / 16] …    f = examples / max_weight, at most 1
+entries = [update · f / bound] [1] [f] [m · metric / 16, m] …    f = min(1, examples / max_weight)
+
+A metric comes with the weight m that it counts with: f, or 0 where it is no number in range.
 """
 
 import math
@@ -27,7 +29,8 @@ _DEGREE, _BITS, _LEAST_SCALE = 4096, 60, 30
 _METRIC_UNIT = 16.0
 _MAX_METRIC = 1024.0
 _ADVANTAGE = 2.0**-10
-_COUNTS = 2
+_COUNTS, _A_METRIC = 2, 2
+_LEAST_WEIGHT = 1e-3  # of an example: what weighs less is the noise of the sum
 _MOST_KEY_BYTES = 1 << 23  # 16 primes of 60 bits at N = 32768 take half of that
 
 
@@ -47,7 +50,7 @@ class HEPolicy:
             each of them the other's.
         max_weight: Number of examples at which a client's weight is clamped.
         entries: Square of the largest norm of an encoded vector: the number of parameters,
-            with 4,096 for each metric, may not exceed it.
+            with 4,097 for each metric, may not exceed it.
 
     Raises:
         ParameterError: A value is out of its range, or so many clients do not fit.
@@ -112,7 +115,7 @@ class HEPolicy:
 
     def length(self, layout: Layout) -> int:
         """Return the number of entries under encryption."""
-        return layout.length + _COUNTS + len(layout.metrics)
+        return layout.length + _COUNTS + _A_METRIC * len(layout.metrics)
 
     def encode(
         self, vector: NDArray[np.floating], weight: float, metrics: Mapping[str, float]
@@ -122,10 +125,11 @@ class HEPolicy:
         Args:
             vector: Update, shape `(parameters,)`.
             weight: Number of examples, finite and at least 0; clamped at `max_weight`.
-            metrics: Numbers of magnitude up to 1,024, by name.
+            metrics: Numbers by name; one that is not finite, or of magnitude beyond 1,024, is left
+                out of its mean.
 
         Returns:
-            Shape `(parameters + 2 + metrics,)`, float64, of norm at most `sqrt(entries)`.
+            Shape `(parameters + 2 + 2 * metrics,)`, float64, of norm at most `sqrt(entries)`.
 
         Raises:
             ParameterError: Something is not finite or beyond its bound; nothing of the update
@@ -133,14 +137,14 @@ class HEPolicy:
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise ParameterError("the number of examples must be finite and at least 0")
-        for name, value in metrics.items():
-            if not abs(value) <= _MAX_METRIC:
-                raise ParameterError(f"metric {name!r} is beyond {_MAX_METRIC:g}, or not a number")
         wide = vector.astype(np.float64)
         if not np.abs(wide).max(initial=0.0) <= self.bound:
             raise ParameterError("the update is beyond update_bound or not finite; it was not sent")
         share = min(weight, self.max_weight) / self.max_weight
-        tail = [1.0, share, *(share * metrics[name] / _METRIC_UNIT for name in sorted(metrics))]
+        tail = [1.0, share]
+        for name in sorted(metrics):
+            sound = abs(metrics[name]) <= _MAX_METRIC
+            tail += [share * metrics[name] / _METRIC_UNIT, share] if sound else [0.0, 0.0]
         entries = np.concatenate([wide * (share / self.bound), tail])
         if not float(np.dot(entries, entries)) <= self.entries:
             raise ParameterError(
@@ -171,15 +175,22 @@ class HEPolicy:
         size = layout.length
         if self.count(total, size) != clients:
             raise IntegrityError(f"the decrypted sum does not count {clients} clients")
-        share = float(total[size + 1])
-        if not share >= 1e-3 / self.max_weight * clients:
+        share, least = float(total[size + 1]), _LEAST_WEIGHT / self.max_weight * clients
+        if not share >= least:
             raise PeerError("the clients' weights add up to zero: there is no mean")
-        sums = total[size + _COUNTS :] * _METRIC_UNIT
+        sums, shares = total[size + _COUNTS :: _A_METRIC], total[size + _COUNTS + 1 :: _A_METRIC]
         metrics = {
-            name: float(each) / share for name, each in zip(layout.metrics, sums, strict=True)
+            name: float(each) * _METRIC_UNIT / float(weight)
+            for name, each, weight in zip(layout.metrics, sums, shares, strict=True)
+            if weight >= least
         }
+        partial = tuple(
+            name
+            for name, weight in zip(layout.metrics, shares, strict=True)
+            if weight < share - least
+        )
         mean = total[:size] * (self.bound / share)
-        return Aggregate(mean, share * self.max_weight, metrics, clients)
+        return Aggregate(mean, share * self.max_weight, metrics, clients, partial=partial)
 
 
 def provision_key(path: Path | str, policy: HEPolicy) -> None:

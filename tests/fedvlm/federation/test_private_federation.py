@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,7 +177,8 @@ def test_an_epoch_of_hours_costs_no_update_under_encryption(small_run, monkeypat
     config = config_from(small_run | {"protect": "he", "rounds": 1, "node_scores": "none"})
     entry = simulate(config).rounds[1]
     assert entry["clients"] == config.data.clients
-    assert entry["client_seconds"] == pytest.approx(1024, abs=1)
+    assert entry["client_seconds"] is None  # beyond what a sum under encryption has room for
+    assert math.isfinite(entry["train_loss"])
 
 
 @pytest.mark.parametrize("dp", ["client", "distributed"])

@@ -77,6 +77,29 @@ def test_the_mean_is_that_of_the_clients_that_answered(key, lost):
     assert metrics["train-loss"] == pytest.approx(loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 7200.0, -1e300])
+def test_a_metric_out_of_range_costs_its_own_mean_and_no_update(key, odd):
+    plain_app = make_app()
+
+    def train(message, context):
+        reply = plain_app(message, context)
+        metrics = reply.content["metrics"]
+        metrics["train-loss"] = odd if context.node_config["partition-id"] == 1 else 2.0
+        metrics["never"] = odd
+        return reply
+
+    masked = he_mod(POLICY, key)
+    result, wrapped, _ = federate(lambda message, context: masked(message, context, train))
+    (record,) = wrapped.history
+    assert (record.summed, record.partial) == (NODES, ("never", "train-loss"))
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["train-loss"] == pytest.approx(2.0, abs=1e-5)
+    assert "never" not in metrics
+    expected = floats(plain())
+    for name, array in floats(result).items():
+        assert np.abs(array - expected[name]).max() < 10 * wrapped.noise + 1e-7
+
+
 def test_the_server_gets_ciphertexts_and_never_the_key(key):
     _, _, grid = federate(make_app([he_mod(POLICY, key)]))
     secret = key.read_bytes()
@@ -167,7 +190,7 @@ def test_a_client_refuses_to_decrypt_what_is_no_sum(key, change, code):
         elif change == "one":  # an honest header around one client's vector
             from secure.he.aggregation import EncryptedSum
 
-            total = EncryptedSum(POLICY.params, 9 + 3)
+            total = EncryptedSum(POLICY.params, 9 + 4)
             total.add(first["reply"])
             data = total.result().to_bytes()
         elif change == "damage":
@@ -401,7 +424,7 @@ def test_a_refused_sum_is_no_second_question(key):
     def tamper(batch, message):
         if batch == 2 and "ask" not in kept:
             kept["ask"] = copy.deepcopy(message)
-            total = EncryptedSum(POLICY.params, 9 + 3)
+            total = EncryptedSum(POLICY.params, 9 + 4)
             total.add(kept["reply"])
             message = copy.deepcopy(message)
             data = np.frombuffer(total.result().to_bytes(), dtype=np.uint8)
@@ -431,7 +454,7 @@ def test_a_sum_that_counts_otherwise_than_the_server_says_is_told_by_nobody(key)
         reply = app(message, context)
         spoils = context.node_config["partition-id"] == 1
         if spoils and not reply.has_error() and reply.content[RECORD]["trip"] == ENCRYPT:
-            entries = np.zeros(9 + 3)
+            entries = np.zeros(9 + 4)
             entries[9:11] = 0.0, 0.5
             sent = load_key(key).encrypt(entries, SumPlan(POLICY.params, len(entries))).to_bytes()
             data = np.frombuffer(sent, dtype=np.uint8)
