@@ -24,6 +24,7 @@ TRUST = "simulations/reference/trust-grid.json"
 DIGITS = "simulations/reference/digits-control.json"
 RELEARNING = "simulations/reference/relearning.json"
 COMPARISON = "simulations/reference/compare-quick.json"
+ANSWERS = "simulations/reference/demo-vqa.json"
 AGGREGATION = "docs/figures/aggregation-growth.json"
 HE = "docs/figures/he-growth.json"
 SMPC = "docs/figures/smpc-growth.json"
@@ -163,6 +164,15 @@ def _forgotten(result: Any) -> str:
     )
     told = "AUC {value:.2f} [{low:.2f}, {high:.2f}]".format(**sanitised)
     return f"{told}; plain {plain['value']:.2f}"
+
+
+def _federated_less(other: str) -> Callable[[Any], str]:
+    def value(result: Any) -> str:
+        gap = result["federated_less"][other]
+        told = "{mean:+.1f} points [{low:+.1f}, {high:+.1f}]".format(**gap)
+        return f"{told} ({len(result['seeds'])} seeds)"
+
+    return value
 
 
 def _compared(name: str, column: str) -> Callable[[Any], str]:
@@ -324,6 +334,14 @@ CLAIMS = (
     _faster("A DP-SGD step beside Opacus' fastest mode", PRIVACY, "dpsgd_step_seconds"),
     Claim("1,000 clients in process", FEDERATION, _grown, SECONDS),
     Claim("1,000 SuperNodes on Ray, 50 a round", RAY, _ray, SECONDS),
+    Claim(
+        "Answers of the federated model, exact match, less zero-shot's",
+        ANSWERS,
+        _federated_less("zero_shot"),
+        "its interval",
+    ),
+    Claim("Less what clients reach alone", ANSWERS, _federated_less("local_only"), "its interval"),
+    Claim("Less central training's", ANSWERS, _federated_less("central"), "its interval"),
     Claim(
         "Top-1 without protection, quick grid",
         COMPARISON,

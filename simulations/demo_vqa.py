@@ -15,10 +15,11 @@ import typer
 from fedvlm.config import load_config
 from fedvlm.data.questions import KINDS
 from fedvlm.federation import Result
-from fedvlm.files import whole_file, write_text
+from fedvlm.files import write_text
 from fedvlm.reporting.seeds import described, percent
 from fedvlm.reporting.seeds import markdown as table
 from fedvlm.reporting.student import interval
+from simulations._page_figure import panels, save
 from simulations._seeds import run_seeds
 
 CONFIG = Path(__file__).parent / "configs" / "demo-vqa.toml"
@@ -50,25 +51,20 @@ def by_kind(results: list[Result]) -> str:
 
 def draw(results: list[Result], path: Path) -> None:
     """Draw each way of training: mean with its interval, and every seed as a point."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, height=3.0)
     labels = ("zero-shot", "local only\n(mean of clients)", "federated", "central")
     colours = ("#7f7f7f", "#E69F00", "#0072B2", "#009E73")
     for place, (key, colour) in enumerate(zip(_SHOWN, colours, strict=True)):
         values = percent(results, key)
         mean, low, high = interval(values)
-        axes.barh(place, mean, height=0.62, color=colour, alpha=0.85)
+        axes.barh(place, mean, height=0.62, color=colour, alpha=0.45)
         axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", capsize=3)
-        axes.plot(values, [place] * len(values), "o", color="white", mec="black", ms=4, mew=0.7)
+        axes.plot(values, [place] * len(values), "o", color=colour, mec="black", ms=5, mew=0.7)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("exact match on held-out images, % (mean and 95 % interval over seeds)")
-    axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+    axes.set_xlabel("exact match on held-out images, %")
+    save(figure, path)
 
 
 def main(
