@@ -25,8 +25,8 @@ def trust_command(
     instructions: Annotated[
         Path | None,
         typer.Option(
-            help="CSV or JSON lines of image, instruction, image_safe, instruction_safe, and answer: "
-            "refusal and helpfulness of a model that answers"
+            help="table (CSV, JSON lines) of image, instruction, image_safe, instruction_safe, "
+            "answer: refusal and helpfulness of a model that answers"
         ),
     ] = None,
     rows: Annotated[

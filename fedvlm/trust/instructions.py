@@ -81,7 +81,8 @@ class Instruction:
     content: str
 
 
-def _lines(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _lines(table: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where each row stands, and what stands there: a mapping, if the row is one."""
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -101,14 +102,13 @@ def _lines(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return
     if table.suffix.lower() != ".jsonl":
         raise DataError(f"{table}: instructions come as .csv or .jsonl, got {table.suffix!r}")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other breaks
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        yield f"line {number}", row if isinstance(row, dict) else {"": line}
+            yield f"line {number}", json.loads(line)
+        except (ValueError, RecursionError):
+            yield f"line {number}", line
 
 
 def _flag(row: Mapping[str, Any], name: str) -> bool:
@@ -119,9 +119,9 @@ def _flag(row: Mapping[str, Any], name: str) -> bool:
     return found
 
 
-def _instruction(folder: Path, row: Mapping[str, Any]) -> Instruction:
-    if "" in row:
-        raise DataError(f"no JSON object: {shown(row[''])}")
+def _instruction(folder: Path, row: Any) -> Instruction:
+    if not isinstance(row, Mapping):
+        raise DataError(f"no JSON object: {shown(row)}")
     name, text = row.get("image"), row.get("instruction")
     if not isinstance(name, str) or not name.strip():
         raise DataError("names no image")
@@ -136,6 +136,8 @@ def _instruction(folder: Path, row: Mapping[str, Any]) -> Instruction:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"can't read {shown(name)}: {error.strerror}") from error
+    except ValueError as error:  # a zero byte, or half a surrogate
+        raise DataError(f"{shown(name)} is no name of a file") from error
     try:
         decode_image(raw)
     except DataError as error:
