@@ -83,13 +83,20 @@ def answering_fairness(
     """
     out: dict[str, tuple[str, Measure]] = {
         "gendered_gap": ("right gendered word, women − men", lambda: _twins(context)[1]),
-        "gendered_right": ("right gendered word, man/woman twins", lambda: _twins(context)[0]),
-        "gendered_twins": ("gendered words about twins, female − male", lambda: _signed(context)),
         "gendered_added": (
             "gendered words, female − male, above the right answers'",
             lambda: _added(context),
         ),
     }
+    if context.of_emoji:
+        out["gendered_right"] = (
+            "right gendered word, man/woman twins",
+            lambda: _twins(context)[0],
+        )
+        out["gendered_twins"] = (
+            "gendered words about twins, female − male",
+            lambda: _signed(context),
+        )
     return out | _group_columns(context, groups)
 
 
