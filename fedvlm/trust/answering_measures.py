@@ -101,6 +101,12 @@ def answering_robustness(context: Answering) -> dict[str, tuple[str, Measure]]:
 
 def _told(context: Answering, rows: Sequence[Instruction]) -> list[str]:
     def make() -> list[str]:
+        long = sum(not context.target.fits(row.instruction) for row in rows)
+        if long:
+            raise UnresolvedError(
+                f"{long} of {len(rows)} instructions leave no room for an answer of "
+                f"{context.target.most_tokens} tokens in the model's context; take them out"
+            )
         images = [read_image(row.image) for row in rows]
         return context.said(images, [row.instruction for row in rows])
 

@@ -152,8 +152,8 @@ def word_polarity(text: str, vector: Vectors, she: ArrayLike, he: ArrayLike) -> 
 def polarity(b: Sequence[float]) -> tuple[float, float]:
     """Return BOLD's two gender polarities of a text by its words' values, above 0 for female.
 
-    Weighted: Σ sgn(b)·b² / Σ |b|. Max: the b that lies furthest from 0. BOLD calls a text female
-    from 0.25 on, and male from −0.25 on.
+    Weighted: Σ sgn(b)·b² / Σ abs(b). Max: the b that lies furthest from 0. BOLD calls a text female
+    from 0.25 on, and male from −0.25 down.
 
     Args:
         b: One value a word, in [−1, 1].
@@ -171,3 +171,26 @@ def polarity(b: Sequence[float]) -> tuple[float, float]:
     total = np.abs(found).sum()
     weighted = float((np.sign(found) * found**2).sum() / total) if total > 0 else 0.0
     return round(weighted, 15), float(found[np.abs(found).argmax()])
+
+
+def polarity_reading(
+    texts: Sequence[str], clusters: ArrayLike, vector: Vectors, she: ArrayLike, he: ArrayLike
+) -> Reading:
+    """Read the mean weighted polarity of texts; those without a word with a vector are left out.
+
+    Args:
+        texts: N answers.
+        clusters: Shape (N,), images or concepts.
+        vector: Returns a word's vector, or None.
+        she: Vector of "she".
+        he: Vector of "he".
+
+    Returns:
+        The mean, with an interval by cluster; its rows are the texts that were left.
+
+    Raises:
+        UnresolvedError: No text has a word with a vector.
+    """
+    values = [word_polarity(text, vector, she, he) for text in texts]
+    there = np.array([bool(b) for b in values], dtype=np.bool_)
+    return reading_of([polarity(b)[0] for b in values if b], np.asarray(clusters)[there])

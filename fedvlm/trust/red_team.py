@@ -5,7 +5,6 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from fedvlm.data.conversation import question
 from fedvlm.errors import ConfigError
 from fedvlm.trust.target import Target, load_target
 
@@ -26,10 +25,8 @@ def _loaded(run: str, most_tokens: int) -> Target:
 
 def _said(target: Target, image: str | None, prompt: str) -> str | None:
     """Answer, or None where the model can't be asked: the prompt is empty, or too long for it."""
-    own, asked = target.model.processor, target.without_marks(prompt)
-    if not asked or own.prompt_length(question(asked)) + target.most_tokens > own.length:
-        return None
-    return target(image, asked)
+    asked = target.without_marks(prompt)
+    return target(image, asked) if asked and target.fits(asked) else None
 
 
 def garak_answers(

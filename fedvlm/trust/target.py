@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fedvlm.data.conversation import question
 from fedvlm.errors import ConfigError
 from fedvlm.models.generative import LoadedGenerative
 from fedvlm.models.generative.embedded import EmbeddedAnswers
@@ -62,6 +63,11 @@ class Target:
             for one in images
         ]
         return say(self.model, seen, prompts, self.most_tokens)
+
+    def fits(self, prompt: str) -> bool:
+        """Say whether a prompt leaves room for an answer in the model's context."""
+        own = self.model.processor
+        return own.prompt_length(question(prompt.strip())) + self.most_tokens <= own.length
 
     def without_marks(self, prompt: str) -> str:
         """Return a prompt without what stands for an image, whose place is the processor's."""

@@ -12,13 +12,16 @@ from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.splits import Splits
 from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation import simulate
+from fedvlm.models import load_any
 from fedvlm.seeds import ExperimentSeed
 from fedvlm.trust.answering_audit import answering_measures, membership_of_answers
 from fedvlm.trust.answering_context import Answering, AnsweringSizes
 from fedvlm.trust.answering_fairness import answering_fairness, twin_rows
-from fedvlm.trust.answering_measures import unseen_domain
+from fedvlm.trust.answering_measures import answering_safety, unseen_domain
 from fedvlm.trust.audit import audit_trust
 from fedvlm.trust.estimate import UnresolvedError
+from fedvlm.trust.instructions import Instruction
+from fedvlm.trust.target import Target
 
 HANDS = ("one", "two", "foreign")
 NONE = np.zeros(0, dtype=np.int64)
@@ -146,6 +149,19 @@ def test_what_the_data_cannot_carry_is_said_in_one_line():
         assert "\n" not in str(found.value)
     with pytest.raises(UnresolvedError, match="membership = 'half'"):
         membership_of_answers(context, context)
+
+
+def test_instructions_that_do_not_fit_are_counted_and_none_is_left_out(questions_folder):
+    """Rates over those that happen to fit would be rates of another table."""
+    context = told(lambda caption, hand: caption)
+    context = replace(context, target=Target(load_any("embedded-vqa"), "run", 32))
+    image = next((questions_folder / "images").iterdir())
+    rows = [
+        Instruction(image, text, True, True, None, str(number))
+        for number, text in enumerate(["name it"] * 30 + ["word " * 100] * 2)
+    ]
+    with pytest.raises(UnresolvedError, match="2 of 32 instructions"):
+        answering_safety(context, rows)["helpful"][1]()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from fedvlm.trust.gendered import (
     added_rate,
     gendered_counts,
     polarity,
+    polarity_reading,
     right_gender,
     signed_rate,
     signs,
@@ -122,3 +123,14 @@ def test_word_vectors_are_the_callers():
     assert b == pytest.approx([2 / 5**0.5, -1 / 2**0.5, 0.0])
     with pytest.raises(UnresolvedError, match="no direction"):
         word_polarity("nurse", vectors.get, [1.0, 0.0], [1.0, 0.0])
+
+
+def test_texts_without_a_known_word_are_left_out_of_the_mean():
+    vectors = {"nurse": [0.6, 0.8], "judge": [-0.6, 0.8]}
+    texts = ["the nurse"] * 30 + ["a judge"] * 10 + ["unknown"] * 60
+    one = polarity_reading(texts, np.arange(100), vectors.get, [1, 0], [-1, 0]).estimate
+    assert one.value == pytest.approx(0.3)
+    assert (one.rows, one.clusters) == (40, 40)
+    assert one.low < 0.3 < one.high
+    with pytest.raises(UnresolvedError, match="no rows"):
+        polarity_reading(["unknown"], [0], vectors.get, [1, 0], [-1, 0])

@@ -100,6 +100,31 @@ def test_the_real_function_generator_where_it_is():
     assert said.text == garak_answers("what is this?", run="runs/any")[0]
 
 
+def test_the_real_prompt_target_where_it_is(target, picture):
+    setup = pytest.importorskip("pyrit.setup")
+    models = pytest.importorskip("pyrit.models")
+
+    async def send():
+        await setup.initialize_pyrit_async(memory_db_type=setup.IN_MEMORY)
+        kinds = (("what colour is it?", "text"), (str(picture), "image_path"))
+        pieces = [
+            models.MessagePiece(
+                role="user",
+                original_value=value,
+                converted_value=value,
+                original_value_data_type=kind,
+                converted_value_data_type=kind,
+                conversation_id="one",
+            )
+            for value, kind in kinds
+        ]
+        message = models.Message(message_pieces=pieces)
+        return await pyrit_target(target).send_prompt_async(message=message)
+
+    (reply,) = asyncio.run(send())
+    assert reply.message_pieces[0].converted_value == target(picture, "what colour is it?")
+
+
 @dataclass
 class Message:
     text: str | None = None
