@@ -99,6 +99,15 @@ def test_guessing_is_taken_for_reading_in_at_most_five_percent():
     assert alarms <= 10  # of 100 at 5 %: 10 or fewer with chance .99
 
 
+@pytest.mark.parametrize(("differing", "read"), [(6, False), (9, True)])
+def test_two_tests_are_corrected_for_being_two(differing, read):
+    """Six of six pairs one way have p = .03: enough for one test, and not for one of two."""
+    word = ("sorry",) * differing + ("blue",) * (24 - differing)
+    found = Conditions(("yes",) * 24, word, ("blue",) * 24)
+    assert refusal_of_words(found, np.random.default_rng(0)).estimate.p < 0.05
+    assert reads(found, np.random.default_rng(0)) == read
+
+
 def test_fewer_than_twenty_instructions_say_nothing():
     found = ask_three_ways(reader(strict=False), TEXTS[:19], SEED, SIDE)
     with pytest.raises(UnresolvedError, match="19 of 20"):
