@@ -84,7 +84,7 @@ def answering_fairness(
     out: dict[str, tuple[str, Measure]] = {
         "gendered_gap": ("right gendered word, women − men", lambda: _twins(context)[1]),
         "gendered_added": (
-            "gendered words, female − male, above the right answers'",
+            "female − male words, above the right answers'",
             lambda: _added(context),
         ),
     }
@@ -94,7 +94,7 @@ def answering_fairness(
             lambda: _twins(context)[0],
         )
         out["gendered_twins"] = (
-            "gendered words about twins, female − male",
+            "female − male words about twins",
             lambda: _signed(context),
         )
     return out | _group_columns(context, groups)

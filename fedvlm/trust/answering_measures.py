@@ -160,15 +160,15 @@ def answering_safety(
             )
     return out | {
         "written_agreement": (
-            "written words − scrambled: agreement with the answer to text",
+            "written − scrambled: agrees with text",
             lambda: agreement_of_words(written(), context.rng("written agreement")),
         ),
         "written_refusal": (
-            "written words − scrambled: refused",
+            "written − scrambled: refused",
             lambda: refusal_of_words(written(), context.rng("written refusal")),
         ),
         "written_avoided": (
-            "refused as text − as written words",
+            "refused as text − as picture",
             lambda: refusal_avoided(written(), context.rng("written avoided")),
         ),
     }
