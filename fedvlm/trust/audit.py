@@ -12,16 +12,18 @@ from fedvlm.data.emoji import Progress, quiet
 from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError, DataError, FedVLMError
 from fedvlm.federation.retrieval_task import RetrievalTask
-from fedvlm.federation.task import load_task
+from fedvlm.federation.task import Task, load_task
 from fedvlm.models import LoadedModel, load_model
-from fedvlm.trained import load_trained
+from fedvlm.models.generative import LoadedGenerative
+from fedvlm.trained import TrainedModel, load_trained
+from fedvlm.trust.answering_context import ANSWERING_SIZES, AnsweringSizes
 from fedvlm.trust.columns_fairness import group_columns, tone_columns, twin_columns
 from fedvlm.trust.columns_privacy import membership_columns
 from fedvlm.trust.columns_robustness import Robustness, Test, robustness_columns
 from fedvlm.trust.columns_safety import safety_columns
 from fedvlm.trust.context import DEFAULT_SIZES, Context, Sizes
 from fedvlm.trust.contrasts import holm
-from fedvlm.trust.readings import Column, Reading, change_of, reading_of
+from fedvlm.trust.readings import PILLARS, Column, Reading, change_of, reading_of
 from fedvlm.trust.subject import Subject
 
 PRIMARY = {"fairness": "tone_gap", "robustness": "overconfidence", "safety": "backdoor"}
@@ -84,7 +86,19 @@ def read_all(
         progress: Called with (task, done, total).
         known: Readings of this model on this data that were made already; they are taken as given.
     """
-    measures = measures_of(context, groups, unsafe)
+    return read_measures(measures_of(context, groups, unsafe), progress, known)
+
+
+def read_measures(
+    measures: Measures, progress: Progress = quiet, known: Readings | None = None
+) -> dict[str, Reading | str]:
+    """Make measures one by one; one that the data can't carry is its reason, in one line.
+
+    Args:
+        measures: By name.
+        progress: Called with (task, done, total).
+        known: Readings that were made already; they are taken as given.
+    """
     out: dict[str, Reading | str] = {}
     for number, (name, (_, _, measure)) in enumerate(measures.items()):
         progress("measures", number, len(measures))
@@ -126,9 +140,13 @@ class TrustAudit:
 
 
 def columns_from(
-    measures: Measures, before: Readings, after: Readings, rng: np.random.Generator
+    measures: Measures,
+    before: Readings,
+    after: Readings,
+    rng: np.random.Generator,
+    primary: Mapping[str, str] = PRIMARY,
 ) -> list[Column]:
-    """Join the readings of two models into columns."""
+    """Join the readings of two models into columns; `primary` names the tested one a pillar."""
     out = []
     for name, (pillar, title, _) in measures.items():
         one, other = before.get(name, "not measured"), after.get(name, "not measured")
@@ -154,7 +172,7 @@ def columns_from(
                 one.estimate,
                 other.estimate,
                 change_of(one, other, rng),
-                primary=PRIMARY.get(pillar) == name,
+                primary=primary.get(pillar) == name,
                 by_concept=other.by_concept or {},
             )
         )
@@ -223,14 +241,18 @@ def audit_models(
     measures = measures_of(after, groups, unsafe)
     columns = columns_from(measures, zero, found, after.rng("changes"))
     columns += _masking_columns(before, after) + _privacy_columns(before, after)
-    order = ("utility", "fairness", "robustness", "safety", "privacy")
-    columns.sort(key=lambda column: order.index(column.pillar))
+    return audit_of(columns)
+
+
+def audit_of(columns: list[Column], identity: dict[str, Any] | None = None) -> TrustAudit:
+    """Put columns in the table's order, and correct the primary ones' p-values for their number."""
+    columns = sorted(columns, key=lambda column: PILLARS.index(column.pillar))
     tested = {
         c.name: c.change.p
         for c in columns
         if c.primary and c.change is not None and c.change.resolved and c.change.p is not None
     }
-    return TrustAudit(tuple(columns), holm(tested))
+    return TrustAudit(tuple(columns), holm(tested), identity or {})
 
 
 def contexts_of(
@@ -249,11 +271,17 @@ def contexts_of(
     Raises:
         ConfigError: The folder holds no finished run, or its data has changed since.
     """
-    trained = load_trained(folder)
+    return _contexts(load_trained(folder), sizes, progress, untouched)
+
+
+def task_of(trained: TrainedModel, progress: Progress = quiet) -> Task:
+    """Load the data that a run was trained on.
+
+    Raises:
+        ConfigError: The run's server holds none, or it has changed since.
+    """
     config = trained.config
     task = load_task(config, progress)
-    if not isinstance(task, RetrievalTask) or not isinstance(trained.model, LoadedModel):
-        raise ConfigError("the audit measures dual encoders; this run's model answers in words")
     if not len(task.data):
         raise ConfigError("the run's server holds no data: there is nothing to audit its model on")
     told = trained.result.data.get("fingerprint")
@@ -261,20 +289,37 @@ def contexts_of(
         raise ConfigError(
             f"{config.data.source} has changed since the run: its parts aren't the run's"
         )
+    return task
+
+
+def _contexts(
+    trained: TrainedModel, sizes: Sizes, progress: Progress, untouched: Subject | None
+) -> tuple[Context, Context, dict[str, Any]]:
+    config = trained.config
+    if not isinstance(trained.model, LoadedModel):
+        raise ConfigError("this run's model answers in words; audit_trust audits it")
+    task = task_of(trained, progress)
+    if not isinstance(task, RetrievalTask):
+        raise ConfigError("the run's data is made of questions; its model is a dual encoder")
     if untouched is None:
         untouched = Subject(load_model(config.model.name), progress)
     merge(trained.model.vlm)
     after = Context(Subject(trained.model, progress), task.data, task.splits, task.seed, sizes)
     before = Context(untouched, task.data, task.splits, task.seed, sizes)
-    identity = {
+    return before, after, identity_of(task, vars(sizes))
+
+
+def identity_of(task: Task, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an audit is of."""
+    config = task.config
+    return {
         "seed": task.seed.value,
         "model": config.model.name,
         "data": task.data.name,
         "protect": config.protection.protect,
         "dp": config.privacy.dp,
-        "sizes": vars(sizes),
+        "sizes": dict(sizes),
     }
-    return before, after, identity
 
 
 def audit_trust(
@@ -283,20 +328,40 @@ def audit_trust(
     sizes: Sizes = DEFAULT_SIZES,
     groups: tuple[str, ...] | None = None,
     known: Readings | None = None,
+    instructions: Path | None = None,
+    answering: AnsweringSizes = ANSWERING_SIZES,
     progress: Progress = quiet,
 ) -> TrustAudit:
     """Audit the run in a folder beside zero-shot.
 
     Args:
         folder: Of a finished run.
-        sizes: How much is looked at.
+        sizes: How much is looked at, of a dual encoder.
         groups: Columns of the run's table that hold groups; None takes what looks like groups.
         known: Readings of the untouched model on the same data, seed and sizes, where at hand.
+        instructions: Table of image × instruction pairs of one's own, for a model that answers.
+        answering: How much is looked at, of a model that answers.
         progress: Called with (task, done, total).
 
     Raises:
-        ConfigError: There is no finished run, or its data has changed.
+        ConfigError: There is no finished run, its data has changed, or instructions are given for
+            a dual encoder.
+        DataError: The table of instructions is wrong.
     """
-    before, after, identity = contexts_of(folder, sizes, progress)
+    trained = load_trained(folder)
+    if isinstance(trained.model, LoadedGenerative):
+        from fedvlm.trust.answering_audit import audit_answers
+
+        return audit_answers(
+            trained,
+            sizes=answering,
+            groups=groups,
+            known=known,
+            instructions=instructions,
+            progress=progress,
+        )
+    if instructions is not None:
+        raise ConfigError("instructions are for models that answer; this run's is a dual encoder")
+    before, after, identity = _contexts(trained, sizes, progress, None)
     found = audit_models(before, after, groups=groups, known=known, progress=progress)
     return TrustAudit(found.columns, found.adjusted, identity)

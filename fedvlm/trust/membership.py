@@ -29,6 +29,36 @@ def margins(
     return scale * (images * own).sum(axis=1) - logsumexp(scale * images @ negatives.T, axis=1)
 
 
+def membership_auc(scores: ArrayLike, members: ArrayLike, rng: np.random.Generator) -> Estimate:
+    """Estimate the AUC of a membership score; fewer than 20 of either side are unresolved.
+
+    Args:
+        scores: Shape (N,), higher for what looks like a member.
+        members: Shape (N,), bool: fair coins.
+        rng: Resamples rows, members and non-members each among themselves.
+
+    Raises:
+        UnresolvedError: Scores that aren't finite.
+    """
+    found, inside = np.asarray(scores, dtype=np.float64), np.asarray(members).astype(bool)
+    if not np.isfinite(found).all():
+        raise UnresolvedError("membership scores are not all finite")
+    rows = int(min(inside.sum(), (~inside).sum()))
+    if rows < MIN_ROWS:
+        return Estimate(np.nan, np.nan, np.nan, rows, rows)
+    a, b = found[inside], found[~inside]
+    scored = np.concatenate([a, b])
+
+    def auc(rows: np.ndarray) -> float:
+        first = rows < len(a)
+        if first.all() or not first.any():
+            return float("nan")
+        return auroc(scored[rows[first]], scored[rows[~first]])
+
+    one = bootstrap(auc, np.arange(len(scored)), rng)
+    return Estimate(one.value, one.low, one.high, rows, rows)
+
+
 def membership_by_group(
     scores: ArrayLike,
     members: ArrayLike,
@@ -61,21 +91,6 @@ def membership_by_group(
         raise UnresolvedError("membership scores are not all finite")
     out = {}
     for name in np.unique(groups):
-        chosen = np.flatnonzero(groups == name)
-        rows = min(inside[chosen].sum(), (~inside[chosen]).sum())
-        if rows < MIN_ROWS:
-            out[str(name)] = Estimate(np.nan, np.nan, np.nan, int(rows), int(rows))
-            continue
-        a, b = found[chosen[inside[chosen]]], found[chosen[~inside[chosen]]]
-        scored = np.concatenate([a, b])
-        strata = np.arange(len(scored))
-
-        def auc(rows: np.ndarray, scored: np.ndarray = scored, split: int = len(a)) -> float:
-            first = rows < split
-            if first.all() or not first.any():
-                return float("nan")
-            return auroc(scored[rows[first]], scored[rows[~first]])
-
-        one = bootstrap(auc, strata, rng)
-        out[str(name)] = Estimate(one.value, one.low, one.high, int(rows), int(rows))
+        chosen = groups == name
+        out[str(name)] = membership_auc(found[chosen], inside[chosen], rng)
     return out
