@@ -192,9 +192,11 @@ def contrasts(cells: list[Cell], order: list[str]) -> list[list[str]]:
                 found[measure] = over_seeds(differences, rng)
             except DataError:
                 continue
-            if name in EQUAL:
-                shared = sorted(set.intersection(*(set(one) for one in differences)))
-                means = [float(np.mean([one[key] for one in differences])) for key in shared]
+            if name in EQUAL and found[measure].resolved:
+                there = sorted(set().union(*differences))
+                means = [
+                    float(np.mean([one[key] for one in differences if key in one])) for key in there
+                ]
                 verdict = tost(means, MARGINS[measure])
                 word = "equal" if verdict.equivalent else "not shown equal"
                 equal[measure] = f", {word} within ±{verdict.margin:g}"

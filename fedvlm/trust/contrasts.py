@@ -160,36 +160,45 @@ def over_seeds(
 ) -> Estimate:
     """Estimate a mean over concepts and seeds: resampled by concept, then by seed.
 
-    With S seeds a resample of seeds spreads by (S − 1)/S too little; what a seed moves is
-    stretched by √(S/(S − 1)) to make up for it. One seed: concepts alone, and nothing is said
-    of other seeds.
+    A concept is drawn for all seeds that have it at once. With S seeds a resample of seeds spreads
+    by (S − 1)/S too little; what a seed moves is stretched by √(S/(S − 1)) to make up for it. One
+    seed: concepts alone, and nothing is said of other seeds.
 
     Args:
-        by_seed: For each seed its value (or paired difference) by concept; concepts that not all
-            seeds have are left out.
+        by_seed: For each seed its value (or paired difference) by concept. Seeds may have other
+            concepts than each other, as where each draws its own.
         rng: Resamples.
         draws: Number of resamples.
 
+    Returns:
+        The mean of the seeds' means; its clusters are the fewest concepts that a seed has.
+
     Raises:
-        UnresolvedError: No concept is there for every seed.
+        UnresolvedError: There is no seed, or one without a concept.
     """
-    shared = sorted(set.intersection(*(set(one) for one in by_seed))) if by_seed else []
-    if not shared:
-        raise UnresolvedError("no concept is there for every seed: nothing can be averaged")
-    table = _finite([[one[key] for key in shared] for one in by_seed], "values")
-    seeds, concepts = table.shape
-    centre = table.mean(axis=0)
-    wide = centre + (table - centre) * (np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0)
+    if not by_seed or not all(by_seed):
+        raise UnresolvedError("a seed has no concept: nothing can be averaged")
+    names = sorted(set().union(*by_seed))
+    held = np.array([[key in one for key in names] for one in by_seed], dtype=np.float64)
+    values = _finite([[one.get(key, 0.0) for key in names] for one in by_seed], "values")
+    (seeds, concepts), fewest = values.shape, int(held.sum(axis=1).min())
+    stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
     found = np.empty(draws)
     for number in range(draws):
-        columns = rng.integers(0, concepts, concepts)
-        counts = np.bincount(columns, minlength=concepts) / concepts
+        counts = np.bincount(rng.integers(0, concepts, concepts), minlength=concepts)
+        weights = held @ counts
+        while not weights.all():  # a seed with few of many concepts may have none of those drawn
+            counts = np.bincount(rng.integers(0, concepts, concepts), minlength=concepts)
+            weights = held @ counts
+        means = (values @ counts) / weights
+        centre = means.mean()
         rows = rng.integers(0, seeds, seeds)
-        found[number] = (wide[rows] @ counts).mean()
+        found[number] = centre + stretch * (means[rows].mean() - centre)
     low, high = np.percentile(found, _TAILS)
     tail = min((found <= 0).mean(), (found >= 0).mean())
     p = float(min(1.0, 2 * (tail * draws + 1) / (draws + 1)))
-    return Estimate(float(table.mean()), float(low), float(high), table.size, concepts, p)
+    value = float((values.sum(axis=1) / held.sum(axis=1)).mean())
+    return Estimate(value, float(low), float(high), int(held.sum()), fewest, p)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
