@@ -18,8 +18,10 @@ from fedvlm.config.mitigation import LISTING, NEED_PUBLIC, OF_IMAGES
 from fedvlm.data import load_emoji, load_folder
 from fedvlm.errors import ConfigError
 from fedvlm.federation.floor import RefusedError
+from fedvlm.federation.installing import install
 from fedvlm.federation.node import PUBLIC_DATA, Node
 from fedvlm.federation.retrieval_task import RetrievalTask
+from fedvlm.federation.rules import rule_of
 from fedvlm.federation.terms import max_weight
 from fedvlm.federation.work import Rows, Task
 from fedvlm.mitigation.adversary import labels_of
@@ -103,21 +105,27 @@ def mitigated(task: Task, node: Node) -> Task:
 def _mitigated(task: Task, node: Node) -> Task:
     config = task.config
     found = _dual(task)
-    key = (config, node.listed, node.public, found.data.fingerprint)
+    key = (config, node.data, node.listed, node.public)
     made = getattr(_local, "made", None)
     if made is None or made.model is not task.model or made.key != key:
         made = _local.made = _Made(task.model, key)
     if config.mitigation.kind == "resample":
         client = max(node.number, 0)
         if client not in made.drawn:
-            task.reset()
+            _to_start(task)
             made.drawn[client] = resampled_rows(found, task.rows(client), client)
         return replace(found, own=made.drawn[client])
     if made.repair is None:
         require_carried(task)
-        task.reset()
+        _to_start(task)
         made.repair = make_repair(found, wish_of(config), given_by(node, config))
     return replace(found, repair=made.repair)
+
+
+def _to_start(task: Task) -> None:
+    """Put adapter and base weights to where everybody starts: a thread's task is used again."""
+    rule = rule_of(task.config, task.view.layout)
+    install(task, rule, rule.start(task.initial))
 
 
 def weight_of(task: Task, client: int, server_round: int) -> float:

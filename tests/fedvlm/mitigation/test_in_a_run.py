@@ -11,6 +11,7 @@ from fedvlm.config.mitigation import KINDS, LOSS_WEIGHTS
 from fedvlm.data.unsafe import UNSAFE
 from fedvlm.errors import ConfigError
 from fedvlm.federation import load_task, simulate
+from fedvlm.federation import task as task_module
 from fedvlm.federation.answering_task import AnsweringTask
 from fedvlm.federation.floor import REFUSALS, Floor, RefusedError, Terms
 from fedvlm.federation.mitigated import given_by, mitigated, require_carried, require_material
@@ -61,18 +62,29 @@ def test_a_run_by_its_settings_is_that_of_the_wrapped_client_bit_for_bit(small_r
 @pytest.mark.slow
 @pytest.mark.parametrize("dp", ["none", "example"])
 @pytest.mark.parametrize("kind", sorted(TRAINED))
-def test_so_it_is_for_each_kind_on_the_embedded_data(tmp_path, kind, dp):
+def test_so_it_is_for_each_kind(small_run, tmp_path, monkeypatch, kind, dp):
     """Two threads, two rounds: what is made in whatever thread is the same."""
-    settings = {"clients": 5, "rounds": 2, "local_epochs": 1, "references": False, "workers": 2}
-    settings |= {"adapter": "ffa-lora", "rank": 4, "membership": "half", "dp": dp, "delta": 1e-3}
-    config = config_from(settings | {"simulated_noise": dp == "example", "batch_size": 256})
+    made = task_module.make_splits
+
+    def with_public(*args, **more):  # 4 concepts are public; 64 pairs are known, for a floor
+        splits = made(*args, **more)
+        return replace(splits, public=np.arange(12), retention=np.resize(splits.test, 64))
+
+    monkeypatch.setattr(task_module, "make_splits", with_public)
+    monkeypatch.setattr(task_module, "_shared", {})
+    settings = small_run | {"rounds": 2, "workers": 2, "dp": dp, "delta": 1e-3}
+    # A seed of its own: no thread has a task of it from before.
+    settings |= {"simulated_noise": dp == "example", "seed": 15}
+    config = config_from(settings)
     if dp == "example" and kind == "resample":
         with pytest.raises(ConfigError, match="counts twice"):
             config_from(_asked(kind), config)
         return
+    federate(config, tmp_path / "none")
     federate(config, tmp_path / "wrapped", repaired_client(config, kind))
     federate(config_from(_asked(kind), config), tmp_path / "asked")
     assert _adapter(tmp_path / "asked") == _adapter(tmp_path / "wrapped")
+    assert _adapter(tmp_path / "asked") != _adapter(tmp_path / "none")
 
 
 def test_the_weight_is_that_of_the_term(small_run):
