@@ -144,6 +144,7 @@ def _vector(out):
         return kept["vector"]
 
 
+@pytest.mark.slow
 def test_in_a_run_nothing_of_it_leaves_and_nothing_is_kept(small_run, tmp_path):
     """The vector is the plain run's in shape; a resumed run is the one that was not cut."""
     settings = small_run | {"rounds": 2, "workers": 2}
@@ -157,10 +158,16 @@ def test_in_a_run_nothing_of_it_leaves_and_nothing_is_kept(small_run, tmp_path):
     assert again.rounds[2]["upload_bytes_per_client"] == whole.rounds[2]["upload_bytes_per_client"]
     vectors = [_vector(tmp_path / name) for name in ("whole", "cut")]
     assert (vectors[0] == vectors[1]).all()
-    task = load_task(config_from(settings | asked), client=0)
+
+
+def test_it_is_no_part_of_what_is_sent(small_run):
+    asked = {"mitigate": "adversary", "mitigation_attribute": "domain"}
+    task = load_task(config_from(small_run | asked), client=0)
+    plain = load_task(config_from(small_run)).view
     found = mitigated(task, Node(0, Floor(), simulated=True))
     assert isinstance(found.repair, Adversary)
-    assert found.view.size == plain.view.size
+    found.train(0, 1)
+    assert FlatView(found.model.vlm).schema == found.view.schema == plain.schema
 
 
 def test_what_no_client_could_hide_is_refused_before_the_first_round(small_run):
