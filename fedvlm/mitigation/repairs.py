@@ -1,7 +1,8 @@
 """What a client adds to its loss, example by example: composes with secure sums and with DP.
 
-A repair sees one example and public data. What would couple examples (distances of distributions
-over a batch, an adversary's head) has no place here: under example-level DP no clip bounds it.
+A repair here sees one example and public data. What would couple examples (distances of
+distributions over a batch, the classifier of `adversary`) has no place here: under example-level DP
+no clip bounds it.
 """
 
 from abc import ABC, abstractmethod
