@@ -19,10 +19,10 @@ from fedvlm.federation.grid import ClientFn
 from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.task import Task, standing_in
 from fedvlm.federation.terms import settings_of
-from fedvlm.mitigation.clusters import resampled
 from fedvlm.mitigation.composition import require_composition
 from fedvlm.mitigation.fold import fold
-from fedvlm.mitigation.mixing import Flood, MixGen
+from fedvlm.mitigation.making import MAKERS, Wish, make_repair, resampled_rows
+from fedvlm.mitigation.material import Given
 from fedvlm.mitigation.moments import Moments
 from fedvlm.mitigation.projections import (
     apply_projection,
@@ -30,140 +30,44 @@ from fedvlm.mitigation.projections import (
     leace,
     pair_moments,
 )
-from fedvlm.mitigation.repairs import Anchor, Counterfactual, Redirect, Repair, Robust
 from fedvlm.mitigation.residual import residual
 from fedvlm.mitigation.temperature import temperature_counts, temperature_from_counts
-from fedvlm.mitigation.views import recoloured, view_of
-from fedvlm.privacy.losses import bank
-from fedvlm.training import EncodedPairs
-from fedvlm.training.losses import contrastive_loss
 from fedvlm.trust.context import Context, first_among
 from fedvlm.trust.subject import Subject
 
-_PUBLIC = 256
-_VIEWS = ("light", "dark")
-_REFUSAL = "no entry"
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _ADVERSARIES = (0.01, 0.1, 1.0)
 _MOST_LOST = 0.01
 
 
-def _public(task: Task) -> NDArray[np.int64]:
-    return np.sort(task.seed.numpy("repair").permutation(task.splits.public)[:_PUBLIC])
-
-
-def _public_pairs(task: Task, chosen: NDArray[np.int64]) -> EncodedPairs:
-    """Return pairs with the images of public rows, which training holds none of."""
+def _dual(task: Task) -> RetrievalTask:
     if not isinstance(task, RetrievalTask):
-        raise ConfigError("public pairs are embedded by a dual encoder")
-    return task.with_images(chosen)
+        raise ConfigError("the grid's federations train dual encoders")
+    return task
 
 
-def _counterfactual(task: Task) -> Repair:
-    rows = np.unique(np.concatenate(task.splits.clients))
-    views = tuple(
-        view_of(
-            task.model, task.data, rows, f"recoloured {tone}", lambda x, t=tone: recoloured(x, t)
-        )
-        for tone in _VIEWS
-    )
-    return Counterfactual(views)
+def _with(kind: str, given: Given | None = None) -> Callable[[Task], Task]:
+    def change(task: Task) -> Task:
+        wish = Wish(kind, per_example=task.config.privacy.dp == "example")
+        return replace(_dual(task), repair=make_repair(_dual(task), wish, given or Given()))
 
-
-def _anchor(task: Task) -> Repair:
-    chosen = _public(task)
-    pairs = _public_pairs(task, chosen)
-    texts = pairs.captions(pairs.caption_of[chosen])
-    return Anchor(task.model.vlm, pairs.images(chosen), texts)
-
-
-def _redirect(
-    task: Task, refusal: str | None = None, listed: Collection[str] = frozenset(UNSAFE)
-) -> Repair:
-    """Lead listed captions to the nearest safe public caption, or all to one refusal."""
-    processor, data = task.model.processor, task.data
-    public = sorted({data.captions[row] for row in _public(task)} - set(listed))
-    targets = [refusal] if refusal else public
-    return Redirect(
-        task.model.vlm,
-        processor.texts(sorted(listed)),
-        processor.texts(targets),
-        processor.texts(public),
-        np.flatnonzero([caption in listed for caption in data.captions]),
-    )
+    return change
 
 
 def sanitised(listed: Collection[str] = frozenset(UNSAFE)) -> Callable[[Task], Task]:
     """Return what makes a client's task lead the captions of a forget list to a refusal."""
-    return _with(lambda task: _redirect(task, _REFUSAL, listed))
-
-
-def _mixed(task: Task) -> Repair:
-    """Mix each pair with one of the public ones, by its number."""
-    chosen = _public(task)
-    pairs, data, processor = _public_pairs(task, chosen), task.data, task.model.processor
-    rows = np.unique(np.concatenate(task.splits.clients))
-    partners = chosen[MixGen.partner(rows, len(chosen))]
-    joined = [
-        f"{data.captions[row]} and {data.captions[other]}"
-        for row, other in zip(rows, partners, strict=True)
-    ]
-    texts = pairs.captions(pairs.caption_of[chosen])
-    return MixGen(task.model.vlm, pairs.images(chosen), texts, rows, processor.texts(joined))
-
-
-def _flooded(task: Task) -> Repair:
-    """Put the floor where the model before training has pairs of concepts that it knows.
-
-    Public concepts in the clients' own styles: what a pair costs that is known and was not trained
-    on. Under example-level DP the loss is that beside the public bank, else that of a batch.
-    """
-    vlm, pairs = task.model.vlm, task.pairs
-    rows = task.seed.numpy("flood").permutation(task.splits.retention)
-    rows = rows[: len(rows) // 64 * 64]
-    images = vlm.embed(pairs.images(rows), "image")
-    texts = vlm.embed(pairs.captions(pairs.caption_of[rows]), "text")
-    with torch.no_grad():
-        if task.config.privacy.dp == "example":
-            public = np.sort(task.seed.numpy("bank").permutation(task.splits.public)[:_PUBLIC])
-            contrast = bank(vlm, _public_pairs(task, public), public)
-            floor = float(contrast.of(vlm, images, texts).mean())
-        else:
-            concepts = torch.from_numpy(pairs.concepts[rows])
-            parts = zip(images.split(64), texts.split(64), concepts.split(64), strict=True)
-            floor = float(
-                np.mean([float(contrastive_loss(*part, vlm.logit_scale)) for part in parts])
-            )
-    return Flood(floor)
+    return _with("sanitise", Given(frozenset(listed)))
 
 
 def _resampled(task: Task) -> Task:
-    """Let each client draw its weak clusters more often, as the model before training has them."""
-    if not isinstance(task, RetrievalTask):
-        raise ConfigError("weak clusters are found by the embeddings of a dual encoder")
-    vlm, pairs = task.model.vlm, task.pairs
-    drawn = []
-    for number, rows in enumerate(task.splits.clients):
-        gallery, right = np.unique(pairs.caption_of[rows], return_inverse=True)
-        images = vlm.embed(pairs.images(rows), "image").double().numpy()
-        texts = vlm.embed(pairs.captions(gallery), "text").double().numpy()
-        errors = 1 - first_among(images, texts, right)
-        drawn.append(resampled(rows, images, errors, task.seed.numpy("resample", number)))
-    return replace(task, splits=replace(task.splits, clients=tuple(drawn)))
-
-
-def _with(make: Callable[[Task], Repair]) -> Callable[[Task], Task]:
-    return lambda task: replace(task, repair=make(task))  # pyright: ignore[reportCallIssue]
+    """Let each client draw its weak clusters more often."""
+    parts = enumerate(task.splits.clients)
+    drawn = tuple(resampled_rows(_dual(task), rows, number) for number, rows in parts)
+    return replace(task, splits=replace(task.splits, clients=drawn))
 
 
 TRAINED: dict[str, Callable[[Task], Task]] = {
-    "counterfactual": _with(_counterfactual),
-    "robust": _with(lambda task: Robust()),
-    "anchor": _with(_anchor),
-    "redirect": _with(_redirect),
-    "sanitise": sanitised(),
-    "mixgen": _with(_mixed),
-    "flood": _with(_flooded),
+    **{kind: _with(kind) for kind in MAKERS if kind != "adversary"},
     "resample": _resampled,
 }
 """Mitigations in training, by name: what each makes of a client's task."""

@@ -7,6 +7,7 @@ from fedvlm.config.adapter import DEFAULT_TARGETS, KINDS, AdapterConfig, Adapter
 from fedvlm.config.audit import AuditConfig
 from fedvlm.config.data import DataConfig
 from fedvlm.config.flower import for_nodes, for_server, from_run_config, to_run_config
+from fedvlm.config.mitigation import MitigationConfig
 from fedvlm.config.model import ModelConfig
 from fedvlm.config.privacy import PrivacyConfig
 from fedvlm.config.protection import ProtectionConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "LocalSettings",
+    "MitigationConfig",
     "ModelConfig",
     "PrivacyConfig",
     "ProtectionConfig",

@@ -40,7 +40,15 @@ def for_nodes(config: Config) -> dict[str, Any]:
 
     Guarantees:
         It holds no path of the server's, and nothing that only the server acts on.
+
+    Raises:
+        ConfigError: The run names a list of captions, which no node would open.
     """
+    if config.mitigation.listed:
+        raise ConfigError(
+            "mitigation.listed is a file of this machine, and a node of a deployment opens none "
+            "that the server names; leave it empty: each node names its own as listed in node.toml"
+        )
     told = {}
     for entry in SETTINGS.values():
         if entry.about.server:

@@ -8,6 +8,7 @@ from fedvlm.config.adapter import HEADS, AdapterConfig
 from fedvlm.config.audit import AuditConfig
 from fedvlm.config.data import DataConfig
 from fedvlm.config.head import check_head
+from fedvlm.config.mitigation import MitigationConfig, check_mitigation
 from fedvlm.config.model import ModelConfig
 from fedvlm.config.privacy import PrivacyConfig
 from fedvlm.config.protection import ProtectionConfig
@@ -33,6 +34,7 @@ class Config:
         protection: What the server sees of an update.
         privacy: What is hidden by noise.
         audit: What is kept and planted for an audit.
+        mitigation: What clients train with beside the loss.
 
     Raises:
         ConfigError: Two settings don't go together.
@@ -50,6 +52,7 @@ class Config:
     protection: ProtectionConfig = field(default_factory=ProtectionConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    mitigation: MitigationConfig = field(default_factory=MitigationConfig)
 
     def __post_init__(self) -> None:
         if self.privacy.dp == "client" and self.protection.protect != "plain":
@@ -65,6 +68,7 @@ class Config:
         check_rules(self)
         check_head(self)
         check_scores(self)
+        check_mitigation(self)
         self._check_device()
 
     def _check_device(self) -> None:
@@ -76,6 +80,8 @@ class Config:
             if self.privacy.dp == "example"
             else f'adapter = "{self.adapter.kind}"'
             if self.has_head
+            else f'mitigation.kind = "{self.mitigation.kind}"'
+            if self.mitigation.trains
             else None
         )
         if alone and elsewhere:
@@ -92,7 +98,7 @@ class Config:
     @property
     def on_cpu(self) -> bool:
         """Whether something asks for the CPU, so that `auto` means it."""
-        return self.privacy.dp == "example" or self.has_head
+        return self.privacy.dp == "example" or self.has_head or self.mitigation.trains
 
     @property
     def has_head(self) -> bool:

@@ -170,6 +170,8 @@ def floor_in_words(floor: Floor) -> str:
         words.append("runs without noise too")
     words.append("adapters " + ", ".join(floor.adapters))
     words.append("this base model only" if floor.model else "any base model")
+    words.append("mitigations " + (", ".join(floor.mitigations) or "none"))
+    words.append("columns for an adversary " + (", ".join(floor.attributes) or "none"))
     tells = floor.scores and not floor.bounded
     words.append("its score in a sum" if tells else "no score, in no sum")
     return "; ".join(words)

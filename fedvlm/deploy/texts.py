@@ -9,6 +9,8 @@ data = "data"              # your images and captions: captions.csv with the col
 model = {model}         # the base model: "embedded", or a folder of your own
 # device = "cuda"          # where it trains: cpu (the default), auto, cuda, cuda:1, mps
 # dtype = "bfloat16"       # halves the base model; micro_batch = 16 holds fewer pairs at a time
+# public = "public"        # pairs that anybody may see, or "emoji": some mitigations need them
+# listed = "forget.txt"    # captions, one a line, that a mitigation leads away from
 state = "state"            # where the node counts what it has told; never delete it, never copy it
 {keys}
 # The floor: the least that you ask for. A run that asks for less is refused before your data are
@@ -34,6 +36,12 @@ model = "{weights}"
 # Whether a run may sum up, over all nodes, how well its adapter does on the fifth of your images
 # that no run trains on. Such a sum is an answer that counts. Your own is in state/scores.json.
 scores = true
+
+# What a run may have it train with beside the loss: any mitigation of this library, and weights by
+# loss. Take the sign # away to allow none, or name those that you allow. An adversary reads a
+# column of captions.csv: none that attributes doesn't name.
+# mitigations = []
+# attributes = ["scanner"]
 
 # Differential privacy. Take the sign # away to refuse runs without noise, and to allow no more
 # than this epsilon in all and for ever, at this delta at most.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedvlm.config.adapter import KINDS
+from fedvlm.config.mitigation import KINDS as MITIGATIONS
+from fedvlm.config.mitigation import LOSS_WEIGHTS
 from fedvlm.config.whole import Config
 from fedvlm.errors import ConfigError, ProtocolError
 
@@ -37,13 +39,15 @@ REFUSALS = {
     "tokenizer": 1217,
     "schema": 1218,
     "scores": 1219,
+    "mitigation": 1220,
 }
 """Number of each code that a node refuses with. `protection`, `noise`, `rounds`, `adapter`,
-`model`, `cohort`, `scores`: the run asks for less than the floor; `budget`: what may be told of the
-data has been told; `data`: the run names data or a model that isn't the node's to open; `terms`:
-the run's configuration is none; `node`: anything else, which the node's own log tells. The others
-say what differs between the node and the server: a library's version, the tokenizer, the adapter's
-schema; `model` says so too, where the floor names no model."""
+`model`, `cohort`, `scores`: the run asks for less than the floor; `mitigation`: it asks the node to
+train with what the floor doesn't name, or what can't be had for its model and data; `budget`: what
+may be told of the data has been told; `data`: the run names data, a model or a list that isn't the
+node's to open; `terms`: the run's configuration is none; `node`: anything else, which the node's
+own log tells. The others say what differs between the node and the server: a library's version, the
+tokenizer, the adapter's schema; `model` says so too, where the floor names no model."""
 
 DIFFERENCES = {
     "fedvlm": "another version of fedvlm",
@@ -87,6 +91,8 @@ class Terms:
         cohort: Clients that are asked in a round.
         simulated_noise: Whether noise follows from the experiment's seed.
         scores: Whether nodes are asked to score adapters on what they hold out.
+        mitigations: What nodes are asked to train with, by a floor's names.
+        attribute: Column of the node's table that an adversary reads; empty for none.
     """
 
     protect: str
@@ -99,6 +105,8 @@ class Terms:
     cohort: int
     simulated_noise: bool
     scores: bool = False
+    mitigations: tuple[str, ...] = ()
+    attribute: str = ""
 
     @classmethod
     def of(cls, config: Config) -> "Terms":
@@ -116,6 +124,8 @@ class Terms:
             cohort=config.cohort,
             simulated_noise=config.privacy.simulated_noise and config.privacy.dp != "none",
             scores=config.server.node_scores != "none",
+            mitigations=config.mitigation.asked,
+            attribute=config.mitigation.attribute,
         )
 
 
@@ -140,6 +150,11 @@ class Floor:
         min_clients: Fewest clients asked in a round, and under secure aggregation in a sum.
         scores: Whether a run may sum up how well its adapter does on what the node holds out. No
             noise covers such a sum: never where ε is limited.
+        mitigations: What a run may have the node train with: kinds of `mitigation.kind`, and
+            `loss-weights`; all by default, each being code of this library that adds a term to
+            the node's own loss, or weighs it.
+        attributes: Columns of the node's table that an adversary may read. None by default: no
+            other training reads them, and an update that was made with one can tell of it.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -159,6 +174,8 @@ class Floor:
     model: str = ""
     min_clients: int = 1
     scores: bool = True
+    mitigations: tuple[str, ...] = (*MITIGATIONS, LOSS_WEIGHTS)
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.dp:
@@ -175,6 +192,10 @@ class Floor:
             if wrong or not value:
                 got = repr(wrong[0]) if wrong else "none"
                 raise ConfigError(f"floor.{key} takes {', '.join(known)}; got {got}")
+        for each in self.mitigations:  # may be empty, which takes part in none
+            if each not in (*MITIGATIONS, LOSS_WEIGHTS):
+                known = ", ".join((*MITIGATIONS, LOSS_WEIGHTS))
+                raise ConfigError(f"floor.mitigations takes {known}; got {each!r}")
         if not self.epsilon > 0:
             raise ConfigError(f"floor.epsilon must be above 0; got {self.epsilon}")
         if not 0 < self.delta <= 1:
@@ -253,6 +274,22 @@ class Floor:
                 "scores",
                 "the run asks how well adapters do on what this node holds out, and the floor "
                 + ("limits ε, which no noise of a score keeps" if self.bounded else "allows none"),
+            )
+
+        self._check_mitigations(terms)
+
+    def _check_mitigations(self, terms: Terms) -> None:
+        for each in terms.mitigations:
+            if each not in self.mitigations:
+                raise RefusedError(
+                    "mitigation",
+                    f"the run has nodes train with {each}, which the floor doesn't name",
+                )
+        if terms.attribute and terms.attribute not in self.attributes:
+            raise RefusedError(
+                "mitigation",
+                f"the run's adversary reads the column {terms.attribute!r}, which floor.attributes "
+                "doesn't name",
             )
 
     def check_model(self, weights: str) -> None:

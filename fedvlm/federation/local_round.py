@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fedvlm.canaries import HOST, canary_update, hidden_in
 from fedvlm.config.whole import Config
-from fedvlm.federation.exchange import Exchange, read_round
+from fedvlm.federation.exchange import SECOND, Exchange, read_round
+from fedvlm.federation.mitigated import mitigated, weight_of
 from fedvlm.federation.node import Node
 from fedvlm.federation.node_ledger import NodeLedger
 from fedvlm.federation.records import EXAMPLES, VECTOR
@@ -41,6 +42,8 @@ def answer(message: Message, context: Context, node: Node, config: Config) -> Me
     torch.set_num_threads(1)
     number, sent, settings = read_round(message, "train")
     task = node.task(config)
+    if settings.get(SECOND) is not True:  # before what was sent is put into the model
+        task = mitigated(task, node)
     exchange = Exchange(task, node, context, number)
     answered = exchange.receive(sent, settings)
     if answered is None:
@@ -94,11 +97,18 @@ def _trained(
             update = np.zeros_like(before)
         return encode_update(task, update, client, number), alone
     ledger.answer(config, number, session)
+    # Before training: afterwards it would say how well a client learns what it has.
+    weight = weight_of(task, client, number) if config.mitigation.loss_power else None
     loss = task.train(client, number)
     vector = task.view.read()
     if client == HOST and config.audit.canaries and not config.canary_clients:
         vector = before + hidden_in(config, vector - before)
-    told = {EXAMPLES: len(task.rows(client)), "train-loss": loss, "client-seconds": 0.0}
+    pairs = len(task.rows(client))
+    told = {
+        EXAMPLES: pairs if weight is None else weight,
+        "train-loss": loss,
+        "client-seconds": 0.0,
+    }
     return vector, told
 
 

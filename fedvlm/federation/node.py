@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 
+from fedvlm.config.mitigation import NEED_PUBLIC
 from fedvlm.config.reading import read_toml
 from fedvlm.config.training import DTYPES, check_device
 from fedvlm.config.whole import Config
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 PUBLIC_DATA, PUBLIC_MODEL = "emoji", "embedded"
 _SHIPPED = (PUBLIC_MODEL, "embedded-vqa")  # models that come with the library
-_PATHS = ("data", "state", "identity", "roster", "he_key")
+_PATHS = ("data", "state", "identity", "roster", "he_key", "listed")
 _SECRETS = ("identity", "he_key")
 _KEYS = (
     "number",
@@ -45,6 +46,8 @@ _KEYS = (
     "identity",
     "roster",
     "he_key",
+    "listed",
+    "public",
     "floor",
 )
 
@@ -65,6 +68,8 @@ class Node:
         identity: File of its private key for secure aggregation.
         roster: File of the clients' public keys.
         he_key: File of the clients' common key for sums under encryption.
+        listed: File of captions that mitigations lead away from; None for the embedded list.
+        public: "emoji" or a folder: pairs beside its own that anybody may see, for mitigations.
         simulated: Whether everybody's data are on this machine anyway.
     """
 
@@ -79,6 +84,8 @@ class Node:
     identity: Path | None = None
     roster: Path | None = None
     he_key: Path | None = None
+    listed: Path | None = None
+    public: str | None = None
     simulated: bool = False
 
     def agree(self, config: Config) -> None:
@@ -91,6 +98,8 @@ class Node:
             RefusedError: The run asks for less, or for what isn't the node's to open.
         """
         terms = Terms.of(config)
+        if self.data is None:  # nobody's: what is dealt out has no column that is its owner's
+            terms = replace(terms, attribute="")
         self.floor.check(terms)
         if self.simulated:
             return
@@ -109,6 +118,43 @@ class Node:
                 "data",
                 f"the run names the model {config.model.name!r}, and a node loads none that the "
                 "server chooses; name your own in node.toml",
+            )
+        self._agree_on_mitigation(config)
+
+    def _agree_on_mitigation(self, config: Config) -> None:
+        """Refuse a mitigation that this node can't train with, or one with a file of the server's.
+
+        Raises:
+            RefusedError: Saying what is missing.
+        """
+        asked = config.mitigation
+        if asked.listed:
+            raise RefusedError(
+                "data",
+                "the run names a list of captions, and a node opens no file that the server "
+                "chooses; name your own as listed in node.toml",
+            )
+        if not asked.trains:
+            return
+        if self.device not in ("cpu", "auto") or self.dtype != "float32":
+            raise RefusedError(
+                "mitigation",
+                f"{asked.kind} is trained on the CPU in float32, and node.toml says {self.device}, "
+                f"{self.dtype}",
+            )
+        if self.data is None:
+            return  # the embedded data have public pairs
+        if config.privacy.dp == "example":
+            raise RefusedError(
+                "mitigation",
+                f"{asked.kind} under example-level DP contrasts with public pairs of the data, and "
+                "a folder of one's own has none",
+            )
+        if asked.kind in NEED_PUBLIC and self.public is None:
+            raise RefusedError(
+                "mitigation",
+                f"{asked.kind} needs public pairs, and this node names none; add public = "
+                '"FOLDER", or "emoji", to node.toml',
             )
 
     def task(self, config: Config) -> "Task":
@@ -233,6 +279,9 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
     model = settings.pop("model", PUBLIC_MODEL)
     if model not in _SHIPPED:
         model = str(_there(folder / Path(model).expanduser(), "model"))
+    public = settings.pop("public", None)
+    if public is not None and public != PUBLIC_DATA:
+        public = str(_there(folder / Path(public).expanduser(), "public"))
     paths = {key: folder / Path(settings[key]).expanduser() for key in _PATHS if key in settings}
     if "data" not in paths:
         raise ConfigError('names no data; add data = "FOLDER", your images and captions')
@@ -264,6 +313,8 @@ def _node(settings: dict[str, Any], folder: Path, number: int) -> Node:
         identity=paths.get("identity"),
         roster=paths.get("roster"),
         he_key=paths.get("he_key"),
+        listed=paths.get("listed"),
+        public=public,
     )
 
 

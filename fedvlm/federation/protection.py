@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvlm.config import Config
 from fedvlm.errors import ProtocolError
-from fedvlm.federation.terms import he_policy, secure_policy
+from fedvlm.federation.terms import he_policy, max_weight, secure_policy
 
 if TYPE_CHECKING:
     from secure.aggregation import Roster
@@ -70,6 +70,11 @@ def _report(history: list[Any]) -> dict[str, Any]:
     }
 
 
+def _weights(config: Config) -> str:
+    power = config.mitigation.loss_power
+    return f"by examples times loss^{power:g}" if power else "by examples"
+
+
 def _changed(config: Config, most: int) -> dict[str, Any]:
     """Say what a protection does to weights and updates that plain FedAvg doesn't."""
     if config.privacy.dp == "example" and config.privacy.shares_noise:
@@ -79,7 +84,7 @@ def _changed(config: Config, most: int) -> dict[str, Any]:
             "weights": "uniform",
             "clip": f"to norm {config.privacy.clip_norm:g}, by each client",
         }
-    weights = f"by examples, up to {most:,}" if config.privacy.dp == "none" else "uniform"
+    weights = f"{_weights(config)}, up to {most:,}" if config.privacy.dp == "none" else "uniform"
     clip = f"none; beyond {config.protection.update_bound:g} in a parameter a client is left out"
     return {"weights": weights, "clip": clip}
 
@@ -108,7 +113,9 @@ def protected(inner: Strategy, config: Config, roster: "Roster | None" = None) -
             wrong is then left out at once, and doesn't cost the others their round.
     """
     if config.protection.protect == "plain":
-        weights = "by examples" if config.privacy.dp == "none" else "uniform"
+        weights = _weights(config) if config.privacy.dp == "none" else "uniform"
+        if config.mitigation.loss_power:
+            weights += f", up to {max_weight(config):,}"
         if config.privacy.dp == "client" and config.privacy.weight_cap:
             weights = f"by examples, up to {config.privacy.weight_cap}"
         clip = f"to norm {config.privacy.clip_norm:g}" if config.privacy.dp == "client" else "none"

@@ -57,7 +57,8 @@ class RetrievalTask(Task):
 
     def train_on(self, rows: Rows, settings: LocalSettings, rng: np.random.Generator) -> float:
         """Train contrastively on pairs."""
-        inputs = self.inputs or self.pairs
+        # A mitigation may change what the image tower takes, which kept features are past.
+        inputs = self.pairs if self.repair is not None else self.inputs or self.pairs
         return train_adapter(self.model.vlm, self.view, inputs, rows, settings, rng, self.repair)
 
     def scores(self, parts: Mapping[str, Rows]) -> dict[str, float]:

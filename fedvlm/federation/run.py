@@ -29,6 +29,7 @@ from fedvlm.federation.checkpoint import (
     saved_result,
 )
 from fedvlm.federation.installing import install, save_state
+from fedvlm.federation.mitigated import require_carried
 from fedvlm.federation.no_data import require_without_data
 from fedvlm.federation.protection import protected
 from fedvlm.federation.records import VECTOR
@@ -283,6 +284,7 @@ def run_federation(
         check_writable(out)
     device_of(config)  # refused before anything is read
     task = load_task(config, progress)
+    require_carried(task)
     task.reset()
     ready = time.perf_counter()
     if out is not None and not resume:

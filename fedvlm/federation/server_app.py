@@ -5,8 +5,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedvlm.config.flower import is_for_nodes
 from fedvlm.errors import ConfigError
+from fedvlm.federation.mitigated import require_material
 from fedvlm.federation.server_part import servers_config, servers_roster
+from fedvlm.federation.task import load_task
 from fedvlm.federation.watched import watched_federation
 
 app = ServerApp()
@@ -30,4 +33,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(out) if out else None
     config = servers_config(context.run_config, folder)
     roster = servers_roster(config, folder)
+    if config.mitigation.asked and not is_for_nodes(context.run_config):
+        require_material(load_task(config))  # a simulation: everybody's data are here
     watched_federation(grid, config, out=folder, resume=resume, roster=roster)

@@ -12,9 +12,10 @@ from fedvlm.config.rules import keeps_personal
 from fedvlm.federation.answering import HE_KEY
 from fedvlm.federation.client_app import app
 from fedvlm.federation.grid import ClientFn, InProcessGrid
+from fedvlm.federation.mitigated import require_material
 from fedvlm.federation.result import Result
 from fedvlm.federation.run import OnRound, _ignore
-from fedvlm.federation.task import Progress, device_of, quiet
+from fedvlm.federation.task import Progress, device_of, load_task, quiet
 from fedvlm.federation.terms import he_policy
 from fedvlm.federation.watch import Listener, _nobody
 from fedvlm.federation.watched import watched_federation
@@ -96,6 +97,8 @@ def simulate(
         FedVLMError: See `run_federation`.
     """
     config = config or Config()
+    if config.mitigation.asked:
+        require_material(load_task(config, progress))
     workers = side_by_side(config.server.workers, device_of(config))
     grid = InProcessGrid(client, config.nodes, to_run_config(config), workers)
     folder = Path(out) if out is not None else None

@@ -22,6 +22,7 @@ from fedvlm.federation.records import EXAMPLES, VECTOR, one_reply, read_reply
 from fedvlm.federation.roll import Roll
 from fedvlm.federation.scores import mean_of, one_score, whole_record
 from fedvlm.federation.subset import Subset
+from fedvlm.federation.terms import max_weight
 from fedvlm.federation.transcript import Seen, Transcript
 from fedvlm.federation.wrapping import WrappingStrategy
 from fedvlm.seeds import ExperimentSeed
@@ -174,6 +175,8 @@ class FederationStrategy(WrappingStrategy):
                 )
                 continue
             vector, told = read
+            if self._config.mitigation.loss_power:  # a loss that is claimed gains no more than this
+                told[EXAMPLES] = min(told[EXAMPLES], max_weight(self._config))
             seen = Seen(node, self._roll.number(node), vector, told[EXAMPLES])
             out.append((reply, (seen, told)))
         return out

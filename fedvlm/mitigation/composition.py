@@ -53,6 +53,11 @@ COMPOSITION: dict[str, Rule] = {
     "adversary": Rule(
         "local", None, "a head that all examples train couples them, and no clip bounds it"
     ),
+    "loss-weights": Rule(
+        "Σ wΔ with Σ w",
+        None,
+        "a weight by loss would be a release of the pairs that no noise covers",
+    ),
     "krum": Rule(None, "any", "it compares single updates, which secure sums hide"),
     "median": Rule(None, "any", "it compares single updates, which secure sums hide"),
 }

@@ -1,13 +1,14 @@
 """What a client adds to its loss, example by example: composes with secure sums and with DP.
 
-A repair sees one example and public data. What would couple examples (distances of distributions
-over a batch, an adversary's head) has no place here: under example-level DP no clip bounds it.
+A repair here sees one example and public data. What would couple examples (distances of
+distributions over a batch, the classifier of `adversary`) has no place here: under example-level DP
+no clip bounds it.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from fedvlm.errors import ConfigError
 from fedvlm.models.processor import ImageInputs
 from fedvlm.models.vlm import VLM
+
+if TYPE_CHECKING:
+    from fedvlm.training.pairs import EncodedPairs
 
 Rows = NDArray[np.int64]
 Extras = Mapping[str, Any]
@@ -32,6 +36,16 @@ class Repair(ABC):
     """
 
     weight: float
+
+    def begun(self, vlm: VLM, pairs: "EncodedPairs", rows: Rows) -> "Repair | None":
+        """Return what a client trains with in one round: this, where nothing is kept.
+
+        Args:
+            vlm: The model as the round found it.
+            pairs: The data set's inputs.
+            rows: Shape (n,), the client's examples.
+        """
+        return self
 
     @abstractmethod
     def extras(self, vlm: VLM, rows: Rows, inputs: Mapping[str, Tensor]) -> Extras:

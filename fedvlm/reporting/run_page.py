@@ -10,6 +10,7 @@ from fedvlm.reporting.charts.figure import Figure
 from fedvlm.reporting.facts import Facts, facts_of
 from fedvlm.reporting.numbers import NONE, count, decimal, finite, plain, power
 from fedvlm.reporting.settings import command_of, settings_of
+from fedvlm.reporting.tables import mitigation_of
 from fedvlm.reporting.unprotected import unprotected
 from fedvlm.reporting.verdict import name_of, sentence, unit_of, verdict
 from fedvlm.reporting.view import (
@@ -102,6 +103,8 @@ def _privacy(facts: Facts) -> Section | None:
         rows += [(w, _short(privacy[k])) for k, w in _PRIVACY.items() if k in privacy]
     else:
         rows.append(("differential privacy", "none"))
+    trained = mitigation_of(facts.config).removesuffix(", ")
+    rows += [("trained with", trained)] if trained else []
     table = _facts_table("How it was protected", rows)
     return Section("protection", "How it was protected", [table]) if table else None
 

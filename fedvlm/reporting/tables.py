@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from fedvlm.config import config_from
+from fedvlm.config import Config, config_from
 from fedvlm.federation.result import Result
 
 LINES = (
@@ -49,12 +49,21 @@ def summary_columns(result: Result) -> tuple[str, ...]:
     )
 
 
+def mitigation_of(config: Config) -> str:
+    """Return what clients trained with beside the loss, ending in a comma; empty for nothing."""
+    asked = config.mitigation
+    weight = "" if asked.weight == 1 else f" (λ = {asked.weight:g})"
+    told = f"mitigation {asked.kind}{weight}, " if asked.trains else ""
+    return told + (f"weights by loss (q = {asked.loss_power:g}), " if asked.loss_power else "")
+
+
 def summary_table(result: Result) -> Table:
     """Return the summary table: what was gained, and where not."""
     config = config_from(result.config)
     table = Table(
         title=f"{result.adapter['kind']} over {config.data.clients} clients, "
         f"{len(result.rounds) - 1} rounds, {config.protection.protect} aggregation, "
+        f"{mitigation_of(config)}"
         f"seed {result.seed}"
     )
     first, *others = summary_columns(result)

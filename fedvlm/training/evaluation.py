@@ -55,6 +55,21 @@ def chance_of_first(better: NDArray[np.int64], others: NDArray[np.int64]) -> NDA
     return np.where(enough, np.exp(log), 0.0)
 
 
+def first_among(
+    images: NDArray[np.float64], texts: NDArray[np.float64], right: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the chance that each image's caption is first among itself and 99 others, (N,).
+
+    Exact over the draw of the others. Ties, and what is not a number, count against the model.
+    """
+    scores = images @ texts.T
+    rows = np.arange(len(scores))
+    unbeaten = ~(scores < scores[rows, right][:, None])
+    unbeaten[rows, right] = False
+    others = np.full(len(scores), scores.shape[1] - 1)
+    return chance_of_first(unbeaten.sum(axis=1), others)
+
+
 def mean_interval(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> tuple[float, float]:
     """Return a 95 % interval for the mean of values in [0, 1].
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedvlm.mitigation.repairs import Repair
 
 
-def _batches(
+def batches_of(
     indices: NDArray[np.int64], size: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
     """Shuffle and cut into batches of nearly equal size, none of them of one pair alone."""
@@ -57,6 +57,8 @@ def train_adapter(
     """
     if len(indices) < 2:
         raise ConfigError(f"a client needs at least 2 pairs to train on, got {len(indices)}")
+    if repair is not None:
+        repair = repair.begun(vlm, pairs, indices)
     parameters = view.parameters
     anchor = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
     optimizer = torch.optim.AdamW(
@@ -83,7 +85,7 @@ def train_adapter(
     with lean(vlm), checkpointed(vlm, settings.checkpointing), explained(vlm.device, held, tried):
         for _ in range(settings.epochs):
             losses.clear()
-            for batch in _batches(indices, settings.batch_size, rng):
+            for batch in batches_of(indices, settings.batch_size, rng):
                 step(batch)
     vlm.eval()
     return float(np.mean(losses))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedvlm.data.dataset import ImageTextData
 from fedvlm.data.splits import Splits
 from fedvlm.seeds import ExperimentSeed
-from fedvlm.training.evaluation import chance_of_first
+from fedvlm.training.evaluation import first_among as first_among
 from fedvlm.trust.subject import Subject
 
 Rows = NDArray[np.int64]
@@ -81,18 +81,3 @@ class Context:
     def of_emoji(self) -> bool:
         """Whether the data is the embedded set, which tones and twins belong to."""
         return self.data.name == "emoji"
-
-
-def first_among(
-    images: NDArray[np.float64], texts: NDArray[np.float64], right: Rows
-) -> NDArray[np.float64]:
-    """Return the chance that each image's caption is first among itself and 99 others, (N,).
-
-    Exact over the draw of the others. Ties, and what is not a number, count against the model.
-    """
-    scores = images @ texts.T
-    rows = np.arange(len(scores))
-    unbeaten = ~(scores < scores[rows, right][:, None])
-    unbeaten[rows, right] = False
-    others = np.full(len(scores), scores.shape[1] - 1)
-    return chance_of_first(unbeaten.sum(axis=1), others)

@@ -119,6 +119,10 @@ def test_keys_and_files_that_others_can_reach_are_refused(own):
         ("adapters = ['prompt']", {}, "adapter"),
         ("min_clients = 5", {}, "cohort"),
         ("", {"dp": "example", "simulated_noise": True}, "noise"),
+        ("mitigations = []", {"mitigate": "robust"}, "mitigation"),
+        ("mitigations = ['robust']", {"loss_power": 1.0}, "mitigation"),
+        ("", {"mitigate": "adversary", "mitigation_attribute": "domain"}, "mitigation"),
+        ("", {"mitigate": "sanitise", "mitigation_listed": "/etc/hostname"}, "data"),
         (f"model = '{'0' * 64}'", {}, "model"),
     ],
 )
