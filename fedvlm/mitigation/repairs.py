@@ -217,7 +217,7 @@ class Redirect(Repair):
         keep: Inputs of K public captions whose embedding shall stay.
         rows: Shape (n,), rows of the data set whose caption is listed, or that are to be
             forgotten: their images are led away too. Every row keeps its own loss, and so does a
-            listed one: what it teaches is hidden, and comes back by tuning (docs/trust.md).
+            listed one: what it teaches is hidden, and comes back by tuning (docs/mitigations.md).
         weight: λ.
 
     Raises:
