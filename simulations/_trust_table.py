@@ -167,14 +167,14 @@ def _compared(cells: list[Cell], row: str, measure: str) -> tuple[list[Cell], li
         return of(cells, f"attack-{ATTACK_OF.get(row, '')}"), of(cells, "attack-plain")
     if row.startswith("inference-"):
         return of(cells, row), of(cells, "inference-float")
-    return of(cells, row), of(cells, "plain")
+    return of(cells, row), of(cells, row.partition("+")[0] if "+" in row else "plain")
 
 
 def contrasts(cells: list[Cell], order: list[str]) -> list[list[str]]:
     """Return rows of contrasts to plain: each primary measure, Holm over those of a row.
 
     The backdoor's is that of the attack under the row's protection. Private inference is compared
-    with the same images in the clear.
+    with the same images in the clear, and a mitigation with the run without it.
     """
     rng = np.random.default_rng(0)
     rows = []
@@ -317,7 +317,7 @@ def write_tables(cells: list[Cell], order: list[str], out: Path) -> str:
         name for name in order if not name.startswith(("attack-", "inference-")) and "+" not in name
     }
     header = [
-        "row − plain",
+        "row − plain; with +, row − the run before +",
         "seeds",
         "tone gap",
         "confidence − accuracy",

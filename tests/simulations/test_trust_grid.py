@@ -101,6 +101,21 @@ def test_private_inference_is_compared_with_the_same_images_in_the_clear():
     assert "equal within" in row[2]  # and 0.4 below plain's, on other images
 
 
+def test_a_mitigation_is_compared_with_the_run_without_it():
+    order = ["plain", "example-8", "plain+robust", "example-8+robust"]
+    shifts = {"plain": 0.3, "example-8": 0.0, "plain+robust": 0.3, "example-8+robust": 0.0}
+    kind = {True: "trained", False: "protection"}
+    found = [
+        _cell(name, seed, shift, kind=kind["+" in name])
+        for name, shift in shifts.items()
+        for seed in range(3)
+    ]
+    rows = {row[0]: row for row in contrasts(found, order)}
+    assert rows["example-8"][2].startswith("-0.3")
+    assert not {"-0.3", "0.3"} & {rows[name][2][:4] for name in order[2:]}
+    assert "*" not in rows["example-8+robust"][2]
+
+
 def test_tables_and_figures_are_rebuilt_from_the_cells(grid, tmp_path):
     text = write_tables(grid, ORDER, tmp_path)
     assert "| zero-shot |" in text
