@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedvlm.reporting.student import interval
+from simulations._trust_table import attack_success, of
 
 UTILITY = "simulations/reference/privacy-utility.json"
 HEADS = "simulations/reference/head-audit.json"
@@ -111,15 +112,11 @@ def _share(cell: dict[str, float]) -> str:
 
 def _backdoor(attack: str) -> Callable[[Any], str]:
     def value(result: Any) -> str:
-        after = [
-            cell["after"]["success"]["value"]
-            for cell in result["cells"]
-            if cell["cell"] == f"attack-{attack}"
-        ]
-        if len(after) < 2:
-            return f"{100 * after[0]:.1f} % (one seed)"
-        mean, low, high = interval([100 * each for each in after])
-        return f"{mean:.1f} % [{low:.1f}, {high:.1f}] ({len(after)} seeds)"
+        cells = of(result["cells"], f"attack-{attack}")
+        one = attack_success(cells)
+        if one is None:
+            raise KeyError(f"no cell of the attack {attack!r}")
+        return f"{_share(vars(one))} ({len(cells)} seeds)"
 
     return value
 
