@@ -46,3 +46,8 @@ class BudgetExceeded(FedVLMError):  # noqa: N818  the field's own name for it
     """The next step would spend more privacy than the budget allows; it was not taken."""
 
     exit_code = 3
+
+
+def one_line(error: Exception | str) -> str:
+    """Return why something failed, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

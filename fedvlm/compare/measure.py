@@ -11,7 +11,6 @@ from fedvlm.compare.cells import CellFolder
 from fedvlm.compare.spec import Effort
 from fedvlm.compare.timed import TimedClient, median_seconds
 from fedvlm.config import Config, config_from
-from fedvlm.errors import ConfigError, DataError
 from fedvlm.federation.result import Result
 from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.simulation import simulate
@@ -21,7 +20,7 @@ from fedvlm.leakage.canary_audit import audit_canaries
 from fedvlm.models import load_model
 from fedvlm.trained import load_trained
 from fedvlm.training.evaluation import Evaluator, mean_interval
-from fedvlm.trust.audit import PRIMARY, columns_from, contexts_of, measures_of
+from fedvlm.trust.audit import PRIMARY, columns_from, contexts_of, measures_of, read_measures
 from fedvlm.trust.context import Context, Sizes
 from fedvlm.trust.contrasts import cluster_means, paired_differences, t_interval
 from fedvlm.trust.readings import Reading
@@ -185,11 +184,5 @@ def trust(folder: Path, effort: Effort, known: dict[Any, Any], progress: Progres
 
 
 def _primary(context: Context) -> dict[str, Reading | str]:
-    found: dict[str, Reading | str] = {}
-    for name, (_, _, measure) in measures_of(context, None, {}).items():
-        if name in PRIMARY.values():
-            try:
-                found[name] = measure()
-            except (DataError, ConfigError) as error:
-                found[name] = " ".join(str(error).split())
-    return found
+    measures = measures_of(context, None, {})
+    return read_measures({name: measures[name] for name in measures if name in PRIMARY.values()})

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedvlm.compare.columns import FORGOTTEN, TRUST, UNSEEN
+from fedvlm.errors import one_line
 from fedvlm.leakage.vantage import Vantage
 from fedvlm.reporting.comparison import (
     ACCURACY,
@@ -26,7 +27,7 @@ _FPR = 0.01
 
 def failed(error: Exception | str) -> Cell:
     """Return a cell that says why it has no value, in one line."""
-    return Cell(failed=" ".join(str(error).split()) or type(error).__name__)
+    return Cell(failed=one_line(error))
 
 
 def _cell(told: Told) -> Cell:

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedvlm.errors import DataError
+from fedvlm.errors import DataError, one_line
 
 # The limit on an image's size is twice the one that Pillow warns at. Its warning would come again
 # at each read, and a filter for one call alone isn't safe among threads.
@@ -150,8 +150,7 @@ def decode_image(encoded: bytes) -> Image.Image:
         kind = _other_kind(encoded)
         raise DataError(kind or f"not an image that is read here ({_KNOWN}), or broken") from error
     except Exception as error:  # on broken files Pillow raises whatever its parsers stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"broken: {reason}") from error
+        raise DataError(f"broken: {one_line(error)}") from error
 
 
 def content_of(image: Image.Image) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedvlm.adapters import merge
 from fedvlm.data.emoji import Progress, quiet
-from fedvlm.errors import ConfigError, DataError
+from fedvlm.errors import ConfigError, DataError, one_line
 from fedvlm.federation.answering_task import AnsweringTask
 from fedvlm.models import load_any
 from fedvlm.models.generative import LoadedGenerative
@@ -130,7 +130,7 @@ def _privacy(before: Answering, after: Answering, names: tuple[str, ...] | None)
     try:
         found = membership_of_answers(before, after, names)
     except (DataError, ConfigError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         return [Column("privacy", "membership", "membership AUC of answers", why_not=reason)]
     return [Column("privacy", name, title, after=one) for name, (title, one) in found.items()]
 

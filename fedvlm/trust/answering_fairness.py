@@ -11,12 +11,11 @@ from fedvlm.data.questions import KIND
 from fedvlm.data.twins import twins
 from fedvlm.trust.answering_context import Answering, Rows
 from fedvlm.trust.estimate import UnresolvedError
-from fedvlm.trust.fairness import check_groups, gap
 from fedvlm.trust.gendered import added_rate, signed_rate, twin_gender
+from fedvlm.trust.own_groups import group_gaps
 from fedvlm.trust.readings import Reading
 
 Measure = Callable[[], Reading]
-_MOST_GROUPS = 12
 _NO_GROUPS = frozenset((*PROMPT_KEYS, ANSWER, MESSAGES, KIND))
 _NAME = "name"  # the kind of question that asks what an image shows
 
@@ -97,57 +96,13 @@ def answering_fairness(
             "female − male words about twins",
             lambda: _signed(context),
         )
-    return out | _group_columns(context, groups)
-
-
-def _group_columns(
-    context: Answering, names: tuple[str, ...] | None
-) -> dict[str, tuple[str, Measure]]:
-    """Return the gap in exact match of each group to the largest one."""
-    data, test = context.data, context.test
-    columns: dict[str, NDArray] = {
-        key: np.array([column[row] for row in test])
-        for key, column in data.more.items()
-        if key not in _NO_GROUPS
-    }
-    if len(data.domain_names) > 1:
-        columns["domain"] = np.array([data.domain_names[d] for d in data.domains[test]])
-    out: dict[str, tuple[str, Measure]] = {}
-    for key in tuple(columns) if names is None else names:
-        title = f"groups of {key}, exact match"
-        if key not in columns:
-            out[f"group_{key}"] = (title, _refusing(f"no column {key!r} in the table"))
-            continue
-        groups = columns[key]
-        there, counts = np.unique(groups, return_counts=True)
-        if names is None and not 1 < len(there) <= _MOST_GROUPS:
-            continue
-        try:
-            check_groups(groups, context.right(test), key)
-        except UnresolvedError as error:
-            out[f"group_{key}"] = (title, _refusing(str(error)))
-            continue
-        largest = there[counts.argmax()]
-        for name in there[there != largest]:
-            out[f"group_{key}_{name}"] = (
-                f"{key}: {name} − {largest}, exact match",
-                _gap(context, groups, name, largest),
-            )
-    return out
-
-
-def _refusing(reason: str) -> Measure:
-    def measure() -> Reading:
-        raise UnresolvedError(reason)
-
-    return measure
-
-
-def _gap(context: Answering, groups: NDArray, first: str, second: str) -> Measure:
-    def measure() -> Reading:
-        test = context.test
-        rng = context.rng("group", str(first))
-        clusters = context.clusters(test)
-        return Reading(gap(context.exact(test), groups, clusters, first, second, rng))
-
-    return measure
+    test = context.test
+    return out | group_gaps(
+        *(context.data, test, groups),
+        values=lambda: context.exact(test),
+        labels=context.right(test),
+        clusters=context.clusters(test),
+        rng=context.rng,
+        suffix=", exact match",
+        skip=_NO_GROUPS,
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from fedvlm.adapters import merge
 from fedvlm.data.emoji import Progress, quiet
 from fedvlm.data.unsafe import UNSAFE
-from fedvlm.errors import ConfigError, DataError, FedVLMError
+from fedvlm.errors import ConfigError, DataError, FedVLMError, one_line
 from fedvlm.federation.retrieval_task import RetrievalTask
 from fedvlm.federation.task import Task, load_task
 from fedvlm.models import LoadedModel, load_model
@@ -66,10 +66,6 @@ def measures_of(
     return out
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def read_all(
     context: Context,
     groups: tuple[str, ...] | None = None,
@@ -108,7 +104,7 @@ def read_measures(
         try:
             out[name] = measure()
         except (DataError, ConfigError) as error:
-            out[name] = _one_line(error)
+            out[name] = one_line(error)
     progress("measures", len(measures), len(measures))
     return out
 
@@ -192,7 +188,7 @@ def _masking_columns(before: Context, after: Context) -> list[Column]:
         test = Test(after)
         found = Robustness(after, lambda: test).masking(surrogate)
     except FedVLMError as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         return [
             Column("robustness", f"masking_{which}", title, why_not=reason)
             for which, title in _MASKING.items()
@@ -207,7 +203,7 @@ def _privacy_columns(before: Context, after: Context) -> list[Column]:
     try:
         found = membership_columns(before, after)
     except DataError as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         return [Column("privacy", "membership", "membership AUC by designer", why_not=reason)]
     return [Column("privacy", name, title, after=one) for name, (title, one) in found.items()]
 

@@ -13,12 +13,11 @@ from fedvlm.trust.association import bias_distance
 from fedvlm.trust.attribute_probe import attribute_probe
 from fedvlm.trust.context import Context, first_among
 from fedvlm.trust.estimate import UnresolvedError
-from fedvlm.trust.fairness import check_groups
+from fedvlm.trust.own_groups import group_gaps
 from fedvlm.trust.ranking import skew_excess
 from fedvlm.trust.readings import Reading, reading_of, reading_of_gap
 
 Measure = Callable[[], Reading]
-_MOST_GROUPS = 12
 _SKEW_AT = 10
 _PLEASANT = (
     "grinning face",
@@ -219,58 +218,10 @@ def group_columns(
         names: Columns of the table that hold groups; None takes every column of 2 to 12 values.
     """
     data, test = context.data, context.splits.test
-    columns: dict[str, NDArray] = {
-        key: np.array([column[row] for row in test]) for key, column in data.more.items()
-    }
-    if len(data.domain_names) > 1:
-        columns["domain"] = np.array([data.domain_names[d] for d in data.domains[test]])
-    out: dict[str, tuple[str, Measure]] = {}
-    chosen = names if names is not None else tuple(columns)
-    for key in chosen:
-        if key not in columns:
-            out[f"group_{key}"] = (f"groups of {key}", _refusing(f"no column {key!r} in the table"))
-            continue
-        groups = columns[key]
-        there, counts = np.unique(groups, return_counts=True)
-        if names is None and not 1 < len(there) <= _MOST_GROUPS:
-            continue
-        try:
-            check_groups(groups, [data.captions[row] for row in test], key)
-        except UnresolvedError as error:
-            out[f"group_{key}"] = (f"groups of {key}", _refusing(str(error)))
-            continue
-        largest = there[counts.argmax()]
-        for name in there[there != largest]:
-            title = f"{key}: {name} − {largest}"
-            out[f"group_{key}_{name}"] = (title, _group_gap(context, values, groups, name, largest))
-    return out
-
-
-def _refusing(reason: str) -> Measure:
-    def measure() -> Reading:
-        raise UnresolvedError(reason)
-
-    return measure
-
-
-def _group_gap(
-    context: Context,
-    values: Callable[[], NDArray[np.float64]],
-    groups: NDArray,
-    first: str,
-    second: str,
-) -> Measure:
-    from fedvlm.trust.fairness import gap
-
-    def measure() -> Reading:
-        found = gap(
-            values(),
-            groups,
-            context.data.concepts[context.splits.test],
-            first,
-            second,
-            context.rng("group", str(first)),
-        )
-        return Reading(found)
-
-    return measure
+    return group_gaps(
+        *(data, test, names),
+        values=values,
+        labels=[data.captions[row] for row in test],
+        clusters=data.concepts[test],
+        rng=context.rng,
+    )

@@ -185,11 +185,11 @@ def over_seeds(
     stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
     found = np.empty(draws)
     for number in range(draws):
-        counts = np.bincount(rng.integers(0, concepts, concepts), minlength=concepts)
-        weights = held @ counts
-        while not weights.all():  # a seed with few of many concepts may have none of those drawn
+        while True:
             counts = np.bincount(rng.integers(0, concepts, concepts), minlength=concepts)
             weights = held @ counts
+            if weights.all():  # a seed with few of many concepts may have none of those drawn
+                break
         means = (values @ counts) / weights
         centre = means.mean()
         rows = rng.integers(0, seeds, seeds)

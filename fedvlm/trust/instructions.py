@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedvlm.data.images import decode_image
 from fedvlm.data.table import shown
-from fedvlm.errors import DataError
+from fedvlm.errors import DataError, one_line
 from fedvlm.training.text_scores import token_f1
 from fedvlm.trust.estimate import UnresolvedError
 from fedvlm.trust.rates import rate_reading
@@ -164,7 +164,7 @@ def load_instructions(table: str | Path) -> tuple[Instruction, ...]:
         try:
             found.append(_instruction(table.parent, row))
         except DataError as error:
-            wrong.append(f"{where}: {' '.join(str(error).split())}")
+            wrong.append(f"{where}: {one_line(error)}")
     if wrong:
         more = f"; and {len(wrong) - _ROWS_SHOWN} more" if len(wrong) > _ROWS_SHOWN else ""
         raise DataError(f"{table}: {'; '.join(wrong[:_ROWS_SHOWN])}{more}")
